@@ -1,0 +1,195 @@
+"""What a run is: `RunSpec`, the one description that every way of asking for a run is turned into.
+
+Torch-free. Every field has an effect or is refused: unknown keys are errors (`extra="forbid"`).
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from xtuner.config.choice import Choice
+
+
+class Part(BaseModel):
+    """A part of a `RunSpec`: knows its keys and refuses others."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+
+class LoraSpec(Part):
+    """A LoRA adapter (https://arxiv.org/abs/2106.09685); the fields become a PEFT `LoraConfig`."""
+
+    r: int = Field(64, gt=0)
+    alpha: float = Field(16, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] | str | None = None
+    """Names of linear layers, a regular expression, or None: every linear layer but the output head named lm_head."""
+    modules_to_save: list[str] = Field(default_factory=list)
+    bias: Literal["none", "all", "lora_only"] = "none"
+    rslora: bool = False
+    dora: bool = False
+    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+
+
+class QuantSpec(Part):
+    """How frozen base weights are stored (bitsandbytes): NF4 (https://arxiv.org/abs/2305.14314) or INT8."""
+
+    bits: Literal[4, 8] = 4
+    type: Literal["nf4", "fp4"] = "nf4"
+    double: bool = True
+    compute_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    int8_threshold: float = 6.0
+
+
+class ModelSpec(Part):
+    """Which checkpoint, and in what form it is trained."""
+
+    path: str
+    """A folder or a hub id."""
+    tokenizer: str | None = None
+    """A folder or hub id of another tokenizer; None: the model's own."""
+    tokenizer_options: dict[str, Any] = Field(default_factory=dict)
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    quant: QuantSpec | None = None
+    lora: LoraSpec | None = None
+    adapter: str | None = None
+    """An adapter folder or .pth to start from (needs `lora`)."""
+    weights: str | None = None
+    """A .pth whose trained weights are loaded before training (0.1.x `load_from`)."""
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    recompute: bool = True
+    """Recompute activations in the backward pass instead of keeping them (https://arxiv.org/abs/1604.06174)."""
+    trust_remote_code: bool = False
+
+
+class SourceSpec(Part):
+    """Rows from somewhere: a file, a folder, a hub id."""
+
+    path: str
+    """A file or folder, a hub id, or a loader name (json, csv, parquet, text) with `files`."""
+    files: list[str] | str | dict[str, list[str] | str] | None = None
+    name: str | None = None
+    """A configuration of a hub data set."""
+    split: str | None = "train"
+    format: str | None = None
+    """A row format of `dataset` or `file.py:function`; None: recognised from the columns."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    limit: int | None = Field(None, gt=0)
+    """At most this many rows, drawn at random with the run's seed."""
+    system: str | None = None
+    """A system text for conversations that have none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class DataSpec(Part):
+    """Rows in, batches out."""
+
+    train: list[SourceSpec] = Field(min_length=1)
+    validation: list[SourceSpec] | float | None = None
+    """Sources, or a share of the training rows (0 < share < 1) set apart by the run's seed."""
+    template: str | None = None
+    """A chat template of `conversation`, or None: plain text, or the model's own."""
+    max_length: int = Field(2048, gt=0)
+    """Tokens; a longer sample is cut on the right, a pack is filled up to this."""
+    pack: bool = True
+    shuffle: bool = True
+    cache: str | None = None
+    """Folder of prepared data; None: the user's cache folder."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_source(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            value = {k: [v] if k in ("train", "validation") and isinstance(v, str | dict) else v for k, v in value.items()}
+        return value
+
+
+class OptimSpec(Part):
+    """The optimiser. `name` is a row of `engine.OPTIMISERS`."""
+
+    name: str = "adamw"
+    lr: float = Field(2e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = Field(0.0, ge=0)
+    max_norm: float | None = 1.0
+    """Clip the gradient to this norm; None: no clipping."""
+
+
+class ScheduleSpec(Part):
+    """Learning rate over the run: a linear warm-up, then `name`."""
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(0.03, ge=0, lt=1)
+    """Share of all iterations."""
+    warmup_start: float = 1e-5
+    """Factor of the learning rate at the first iteration."""
+    min_lr: float = 0.0
+
+
+class LoopSpec(Part):
+    """How long and in what steps. An iteration is one micro-batch per rank."""
+
+    epochs: float = Field(1, gt=0)
+    max_iters: int | None = Field(None, gt=0)
+    """Overrides `epochs`."""
+    batch_size: int = Field(1, gt=0)
+    """Samples (or packs) per micro-batch and rank."""
+    accumulate: int = Field(1, gt=0)
+    """Iterations per optimiser step."""
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    log_every: int = Field(10, gt=0)
+    validate_every: int | None = Field(None, gt=0)
+    """Iterations between validations; None: at each checkpoint. Needs `data.validation`."""
+
+
+class CheckpointSpec(Part):
+    """When state is saved and how much of it is kept."""
+
+    every: int | None = Field(500, gt=0)
+    """Iterations (epochs with `by_epoch`); None: only at the end."""
+    keep: int | None = Field(2, gt=0)
+    """None: all."""
+    by_epoch: bool = False
+    optimizer: bool = True
+    """Save what a resume needs, not weights alone."""
+    last: bool = True
+    """Save at the last iteration."""
+
+
+class ProbeSpec(Part):
+    """Questions asked before, during and after training, so that a person sees the model change."""
+
+    questions: list[str] = Field(default_factory=list)
+    system: str = ""
+    every: int | None = Field(None, gt=0)
+    """Iterations; None: before, after, and at each checkpoint."""
+    max_new_tokens: int = Field(600, gt=0)
+    template: str | None = None
+    """None: the template of the data."""
+
+
+class RunSpec(Part):
+    """Everything about one run; saved as `run.json` in the work dir."""
+
+    model: ModelSpec
+    data: DataSpec
+    objective: Choice = Field(default_factory=lambda: Choice(name="sft"))
+    optim: OptimSpec = Field(default_factory=OptimSpec)
+    schedule: ScheduleSpec = Field(default_factory=ScheduleSpec)
+    loop: LoopSpec = Field(default_factory=LoopSpec)
+    checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
+    probe: ProbeSpec | None = None
+    strategy: Choice = Field(default_factory=lambda: Choice(name="single"))
+    callbacks: list[Choice] = Field(default_factory=list)
+    """Further callbacks by name; progress, log, checkpoint, data and probe ones are always there."""
+    work_dir: str | None = None
+    """None: `./work_dirs/<name of the config>`."""
+    resume: str | None = None
+    """A checkpoint to go on from, or "auto": the last one in the work dir."""
+    seed: int = 0
