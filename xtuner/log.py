@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 LOGGER = logging.getLogger("xtuner")
@@ -24,10 +25,22 @@ def setup_screen() -> None:
     LOGGER.propagate = False
 
 
+class LogFile(logging.FileHandler):
+    """A log file whose disk may fill up: the line is lost, and whoever writes what matters says so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Print no traceback for a line that could not be written."""
+
+    def close(self) -> None:
+        """Close the file, also when its last lines cannot be written."""
+        with suppress(OSError):
+            super().close()
+
+
 def add_log_file(path: Path) -> logging.Handler:
     """Copy every further message into `path`; returns the handler for `close_log_file`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(FORMAT, "%Y/%m/%d %H:%M:%S"))
     LOGGER.addHandler(handler)
     return handler

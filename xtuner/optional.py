@@ -20,4 +20,6 @@ def need(module: str) -> ModuleType:
     except ModuleNotFoundError as error:
         extra = EXTRAS.get(module.split(".")[0])
         install = f"xtuner[{extra}]" if extra else module
-        raise UserError(f"This needs the package {module}, which is not installed.", f"Type: pip install '{install}'") from error
+        raise UserError(
+            f"This needs the package {module}, which is not installed.", f"Type: pip install '{install}'"
+        ) from error

@@ -73,7 +73,8 @@ def _module_from_file(file: Path) -> Any:
     if not file.is_file():
         raise UserError(f"There is no file {file}.", "Give the path of a .py file, then a colon and a name in it.")
     spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

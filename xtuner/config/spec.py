@@ -19,9 +19,9 @@ class Part(BaseModel):
 class LoraSpec(Part):
     """A LoRA adapter (https://arxiv.org/abs/2106.09685); the fields become a PEFT `LoraConfig`."""
 
-    r: int = Field(64, gt=0)
-    alpha: float = Field(16, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    r: int = Field(default=64, gt=0)
+    alpha: float = Field(default=16, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: list[str] | str | None = None
     """Names of linear layers, a regular expression, or None: every linear layer but the output head named lm_head."""
     modules_to_save: list[str] = Field(default_factory=list)
@@ -75,7 +75,7 @@ class SourceSpec(Part):
     format: str | None = None
     """A row format of `dataset` or `file.py:function`; None: recognised from the columns."""
     rename: dict[str, str] = Field(default_factory=dict)
-    limit: int | None = Field(None, gt=0)
+    limit: int | None = Field(default=None, gt=0)
     """At most this many rows, drawn at random with the run's seed."""
     system: str | None = None
     """A system text for conversations that have none."""
@@ -94,7 +94,7 @@ class DataSpec(Part):
     """Sources, or a share of the training rows (0 < share < 1) set apart by the run's seed."""
     template: str | None = None
     """A chat template of `conversation`, or None: plain text, or the model's own."""
-    max_length: int = Field(2048, gt=0)
+    max_length: int = Field(default=2048, gt=0)
     """Tokens; a longer sample is cut on the right, a pack is filled up to this."""
     pack: bool = True
     shuffle: bool = True
@@ -105,7 +105,9 @@ class DataSpec(Part):
     @classmethod
     def _one_source(cls, value: Any) -> Any:
         if isinstance(value, dict):
-            value = {k: [v] if k in ("train", "validation") and isinstance(v, str | dict) else v for k, v in value.items()}
+            value = {
+                k: [v] if k in ("train", "validation") and isinstance(v, str | dict) else v for k, v in value.items()
+            }
         return value
 
 
@@ -113,10 +115,10 @@ class OptimSpec(Part):
     """The optimiser. `name` is a row of `engine.OPTIMISERS`."""
 
     name: str = "adamw"
-    lr: float = Field(2e-4, gt=0)
+    lr: float = Field(default=2e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     max_norm: float | None = 1.0
     """Clip the gradient to this norm; None: no clipping."""
 
@@ -125,7 +127,7 @@ class ScheduleSpec(Part):
     """Learning rate over the run: a linear warm-up, then `name`."""
 
     name: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = Field(0.03, ge=0, lt=1)
+    warmup: float = Field(default=0.03, ge=0, lt=1)
     """Share of all iterations."""
     warmup_start: float = 1e-5
     """Factor of the learning rate at the first iteration."""
@@ -135,25 +137,25 @@ class ScheduleSpec(Part):
 class LoopSpec(Part):
     """How long and in what steps. An iteration is one micro-batch per rank."""
 
-    epochs: float = Field(1, gt=0)
-    max_iters: int | None = Field(None, gt=0)
+    epochs: float = Field(default=1, gt=0)
+    max_iters: int | None = Field(default=None, gt=0)
     """Overrides `epochs`."""
-    batch_size: int = Field(1, gt=0)
+    batch_size: int = Field(default=1, gt=0)
     """Samples (or packs) per micro-batch and rank."""
-    accumulate: int = Field(1, gt=0)
+    accumulate: int = Field(default=1, gt=0)
     """Iterations per optimiser step."""
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    log_every: int = Field(10, gt=0)
-    validate_every: int | None = Field(None, gt=0)
+    log_every: int = Field(default=10, gt=0)
+    validate_every: int | None = Field(default=None, gt=0)
     """Iterations between validations; None: at each checkpoint. Needs `data.validation`."""
 
 
 class CheckpointSpec(Part):
     """When state is saved and how much of it is kept."""
 
-    every: int | None = Field(500, gt=0)
+    every: int | None = Field(default=500, gt=0)
     """Iterations (epochs with `by_epoch`); None: only at the end."""
-    keep: int | None = Field(2, gt=0)
+    keep: int | None = Field(default=2, gt=0)
     """None: all."""
     by_epoch: bool = False
     optimizer: bool = True
@@ -167,9 +169,9 @@ class ProbeSpec(Part):
 
     questions: list[str] = Field(default_factory=list)
     system: str = ""
-    every: int | None = Field(None, gt=0)
+    every: int | None = Field(default=None, gt=0)
     """Iterations; None: before, after, and at each checkpoint."""
-    max_new_tokens: int = Field(600, gt=0)
+    max_new_tokens: int = Field(default=600, gt=0)
     template: str | None = None
     """None: the template of the data."""
 

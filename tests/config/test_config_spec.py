@@ -1,0 +1,200 @@
+"""`RunSpec` from YAML and run records: mistakes are named with key, file and line; what is written reads back."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from xtuner.config.check import to_spec
+from xtuner.config.dump import dump_yaml
+from xtuner.config.reader import read_config, read_text
+from xtuner.config.schema import json_schema, setting_keys
+from xtuner.config.spec import RunSpec
+from xtuner.config.spec_override import full_key, override_spec
+from xtuner.errors import UserError
+
+NORMAL = """\
+model:
+  path: ./internlm2-chat-1_8b
+  quant: {bits: 4}
+  lora: {r: 32}
+data:
+  train: data.json
+  template: internlm2_chat
+  max_length: 512
+optim: {lr: 1e-4}
+loop: {epochs: 3, accumulate: 4}
+probe:
+  questions: [你好, "Who are you?"]
+"""
+
+
+def load(text: str) -> RunSpec:
+    return to_spec(read_text(text, Path("run.yaml"), "yaml").values)
+
+
+def test_a_normal_run_is_short_and_reads_back() -> None:
+    spec = load(NORMAL)
+    assert spec.optim.lr == 1e-4
+    text = dump_yaml(spec)
+    assert len(text.splitlines()) <= 15
+    assert load(text) == spec
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["objective=dpo", "objective.beta=0.2"],
+        ["data.train=[a.json,b.json]"],
+        ["data.validation=0.1", "max_norm=none", "seed=7"],
+        ["system='line\n2'"],
+        ["model.tokenizer_options.eos_token=</s>", "work_dir=2024"],
+        ["questions=['1e-4', 'yes', 'null', '2020-01-01', ' padded ', '']"],
+        ["quant=none", "lora=none", "betas=0.9,0.95"],
+    ],
+)
+def test_whatever_is_set_reads_back(words: list[str]) -> None:
+    spec = override_spec(load(NORMAL), words)
+    assert spec != load(NORMAL)
+    assert load(dump_yaml(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("r: 32", "rr: 32", "run.yaml:4: there is no setting model.lora.rr. Did you mean r?"),
+        ("optim:", "optimm:", "run.yaml:9: there is no setting optimm. Did you mean optim?"),
+        ("512", "-1", "run.yaml:8: data.max_length is -1; it should be greater than 0"),
+        ("1e-4", "fast", "run.yaml:9: optim.lr is 'fast'; it should be a valid number"),
+        ("bits: 4", "bits: 3", "run.yaml:3: model.quant.bits is 3"),
+        ("  path: ./internlm2-chat-1_8b\n", "", "run.yaml:2: the setting model.path is missing"),
+        ("train: data.json", "train: []", "run.yaml:6: data.train is []"),
+        ("train: data.json", "train: {path: a, formt: b}", "run.yaml:6: there is no setting data.train.formt"),
+        (
+            "train: data.json",
+            "train: a\n  validation: {path: a, x: 1}",
+            "run.yaml:7: there is no setting data.validation.x",
+        ),
+        ("epochs: 3", "epochs: 3, epochs: 4", "run.yaml:10: epochs is given twice"),
+        ("{r: 32}", "{r: 32", "this is not YAML"),
+        ("./internlm2-chat-1_8b", "!!python/object:os.system x", "run.yaml:2: "),
+        ("./internlm2-chat-1_8b", "!Thing x", "the tag !Thing is not allowed"),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_key_file_and_line(old: str, new: str, said: str) -> None:
+    assert old in NORMAL
+    with pytest.raises(UserError) as caught:
+        load(NORMAL.replace(old, new))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+WORDS = """\
+a: 1e-4
+b: no
+c: 2024-01-01
+d: 1_000
+e: true
+f:
+g: '1'
+h: &x {k: 1, l: 1}
+i: {k: 2, <<: *x}
+j: {<<: *x, k: 2}
+"""
+
+
+def test_yaml_words_mean_what_people_mean() -> None:
+    values = read_text(WORDS, Path("x.yaml"), "yaml").values
+    assert dict(values) == {
+        "a": 1e-4,
+        "b": "no",
+        "c": "2024-01-01",
+        "d": 1000,
+        "e": True,
+        "f": None,
+        "g": "1",
+        "h": {"k": 1, "l": 1},
+        "i": {"k": 2, "l": 1},
+        "j": {"k": 2, "l": 1},
+    }
+    with pytest.raises(UserError, match="contains itself"):
+        read_text("a: &x [*x]", Path("x.yaml"), "yaml")
+    with pytest.raises(UserError, match="not"):
+        read_text("- a\n- b", Path("x.yaml"), "yaml")
+
+
+def test_a_run_record_is_a_config(tmp_path: Path) -> None:
+    spec = load(NORMAL)
+    (tmp_path / "run.json").write_text(json.dumps({"spec": spec.model_dump(mode="json"), "status": "finished"}))
+    assert to_spec(read_config(tmp_path).values) == spec
+    assert to_spec(read_config(tmp_path / "run.json", {"optim.lr": 0.5}).values).optim.lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("key", "full"),
+    [
+        ("lr", "optim.lr"),
+        ("max_length", "data.max_length"),
+        ("epochs", "loop.epochs"),
+        ("batch_size", "loop.batch_size"),
+        ("r", "model.lora.r"),
+        ("bits", "model.quant.bits"),
+        ("quant.bits", "model.quant.bits"),
+        ("checkpoint.every", "checkpoint.every"),
+        ("data.train.0.limit", "data.train.0.limit"),
+        ("objective.beta", "objective.options.beta"),
+        ("objective.name", "objective.name"),
+        ("model.tokenizer_options.eos_token", "model.tokenizer_options.eos_token"),
+        ("lora", "model.lora"),
+    ],
+)
+def test_keys_are_completed(key: str, full: str) -> None:
+    assert full_key(key) == full
+
+
+def test_every_full_key_is_understood_and_short_ones_are_never_wrong() -> None:
+    keys = setting_keys()
+    assert {"model.path", "optim.betas", "probe.questions"} <= set(keys)
+    for key in keys:
+        assert full_key(key) == key
+        last = key.rsplit(".", 1)[-1]
+        same = [other for other in keys if other == last or other.endswith(f".{last}")]
+        if len(same) == 1:
+            assert full_key(last) == key
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("every=3", "every could be checkpoint.every or probe.every"),
+        ("lrr=3", "There is no setting lrr. Did you mean lr?"),
+        ("max_lenght=3", "Did you mean max_length?"),
+        ("novalue", "novalue is not a setting"),
+        ("data.train.0.limt=1", "There is no setting data.train.0.limt"),
+        ("questions=[1", "does not close"),
+    ],
+)
+def test_words_that_are_no_settings_are_refused(word: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        override_spec(load(NORMAL), [word])
+    assert said in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_setting_turns_its_part_on() -> None:
+    spec = to_spec({"model": {"path": "m"}, "data": {"train": "a.json"}})
+    assert spec.model.lora is None
+    spec = override_spec(spec, ["r=8", "bits=8", "probe.every=5"])
+    assert spec.model.lora is not None
+    assert spec.model.lora.r == 8
+    assert spec.model.quant is not None
+    assert spec.model.quant.bits == 8
+    assert spec.probe is not None
+    assert spec.probe.every == 5
+    with pytest.raises(UserError, match=r"the command line: loop\.batch_size is 0"):
+        override_spec(spec, ["batch_size=0"])
+    assert override_spec(spec, ["model.path=007"]).model.path == "007", "a text stays the text that was typed"
+
+
+def test_the_schema_names_every_setting() -> None:
+    assert {"model", "data", "optim", "probe"} <= json_schema()["properties"].keys()

@@ -1,0 +1,67 @@
+"""What a Python config may call: a short list of harmless functions and methods."""
+
+import copy
+import math
+import os
+import re
+import string
+from collections.abc import Callable
+from typing import Any
+
+LARGEST = 10_000_000
+"""Items of a list or letters of a text that a config can need at most."""
+
+
+def bounded_range(*bounds: int) -> range:
+    """`range`, but never so long that a list of it fills the memory."""
+    numbers = range(*bounds)
+    if len(numbers) > LARGEST:
+        raise ValueError("the range is too long")
+    return numbers
+
+
+BUILTINS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (list, tuple, set, int, float, str, bool, len, min, max, round, abs, sum, sorted, any, all)
+} | {"range": bounded_range, "enumerate": enumerate, "zip": zip, "reversed": reversed}
+
+# imported functions that have an answer without importing anything
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "os.path.join": os.path.join,
+    "os.path.dirname": os.path.dirname,
+    "os.path.basename": os.path.basename,
+    "os.path.abspath": os.path.abspath,
+    "os.path.expanduser": os.path.expanduser,
+    "os.path.exists": os.path.exists,
+    "os.getenv": os.getenv,
+    "os.environ.get": os.environ.get,
+    "math.ceil": math.ceil,
+    "math.floor": math.floor,
+    "math.sqrt": math.sqrt,
+    "copy.copy": copy.copy,
+    "copy.deepcopy": copy.deepcopy,
+}
+
+METHODS: dict[type, tuple[str, ...]] = {
+    str: (
+        *("capitalize", "endswith", "format", "join", "lower", "lstrip", "removeprefix", "removesuffix", "replace"),
+        *("rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "title", "upper"),
+    ),
+    list: ("append", "copy", "count", "extend", "index", "insert", "pop", "remove", "reverse", "sort"),
+    tuple: ("count", "index"),
+    dict: ("copy", "get", "items", "keys", "pop", "setdefault", "update", "values"),
+}
+
+
+def check_width(form: str) -> None:
+    """Refuse a field width that would fill the memory."""
+    if re.search(r"\d{4}", form):
+        raise ValueError("the field is too wide")
+
+
+def check_format(text: str) -> None:
+    """Refuse `str.format` fields that reach into objects; plain names and numbers are fine."""
+    for _, field, form, _ in string.Formatter().parse(text):
+        check_width(form or "")
+        if field and not re.fullmatch(r"\w*", field):
+            raise ValueError(f"the field {{{field}}} is not a plain name")
