@@ -1,1 +1,3 @@
-"""TODO"""
+"""Tensor functions, each with a plain-torch reference that its tests compare it with."""
+
+__all__: list[str] = []

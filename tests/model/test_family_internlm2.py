@@ -1,0 +1,135 @@
+"""InternLM2 against logits, hidden states, gradients and text that the original code computed (shared fixtures)."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from xtuner.model import register
+from xtuner.model.families.internlm2 import InternLM2Config, InternLM2ForCausalLM
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "internlm2"
+ATOL = 1e-4
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return load_file(GOLDEN / "golden.safetensors")
+
+
+@pytest.fixture(params=["eager", "sdpa", "xtuner_packed"])
+def model(request):
+    register.register_families()
+    return AutoModelForCausalLM.from_pretrained(GOLDEN, attn_implementation=request.param, dtype=torch.float32)
+
+
+def make(**changes):
+    torch.manual_seed(0)
+    config = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, **changes}
+    config = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3, **config}
+    return InternLM2ForCausalLM(InternLM2Config(**config)).eval()
+
+
+def test_logits_equal_the_original(model, golden):
+    assert type(model) is InternLM2ForCausalLM
+    for case in ("seq7", "seq33", "right_pad", "left_pad"):
+        mask = golden.get(f"{case}.attention_mask")
+        with torch.no_grad():
+            logits = model(golden[f"{case}.input_ids"], attention_mask=mask).logits
+        where = mask.bool() if mask is not None else torch.ones(logits.shape[:2], dtype=torch.bool)
+        torch.testing.assert_close(logits[where], golden[f"{case}.logits"][where], atol=ATOL, rtol=0)
+
+
+def test_hidden_states_equal_the_original(model, golden):
+    with torch.no_grad():
+        states = model(golden["seq7.input_ids"], output_hidden_states=True).hidden_states
+    torch.testing.assert_close(torch.stack(states), golden["seq7.hidden_states"], atol=ATOL, rtol=0)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_loss_and_gradients_equal_the_original(model, golden, recompute):
+    model.train()
+    if recompute:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    out = model(golden["seq33.input_ids"], labels=golden["seq33.labels"])
+    out.loss.backward()
+    torch.testing.assert_close(out.loss.view(1), golden["seq33.train_loss"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.logits[:, -1], golden["seq33.train_logits_last"].view(1, -1), atol=ATOL, rtol=0)
+    expected = json.loads((GOLDEN / "golden_meta.json").read_text())["grad_norms"]
+    found = {name: parameter.grad.norm().item() for name, parameter in model.named_parameters()}
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_greedy_text_equals_the_original(model, golden):
+    expected = golden["generate.greedy12"]
+    ids = golden["seq7.input_ids"]
+    for use_cache in (True, False):
+        out = model.generate(ids, max_new_tokens=12, do_sample=False, use_cache=use_cache, eos_token_id=None)
+        assert out.flatten().tolist()[-12:] == expected.flatten().tolist()[-12:]
+
+
+def test_saved_folder_has_the_original_layout(model, golden, tmp_path):
+    model.save_pretrained(tmp_path)
+    ours, theirs = load_file(tmp_path / "model.safetensors"), load_file(GOLDEN / "model.safetensors")
+    assert sorted(ours) == sorted(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    config = json.loads((tmp_path / "config.json").read_text())
+    original = json.loads((GOLDEN / "config.json").read_text())
+    original.pop("auto_map")  # names .py files that the folder does not hold
+    original.pop("transformers_version")
+    assert {key: config.get(key) for key in original} == original
+
+
+@pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 2.0}, {"type": "dynamic", "factor": 3.0}])
+def test_scaled_rope_is_a_function_of_the_sequence_alone(scaling):
+    model = make(rope_scaling=scaling, max_position_embeddings=8, bias=True)
+    short, long = torch.randint(40, (1, 6)), torch.randint(40, (1, 20))
+    with torch.no_grad():
+        before = model(short).logits
+        far = model(long).logits
+        assert torch.equal(model(short).logits, before)
+        plain = make(max_position_embeddings=8, bias=True)
+        plain.load_state_dict(model.state_dict())
+        same_short = torch.allclose(plain(short).logits, before, atol=1e-5)
+        same_long = torch.allclose(plain(long).logits, far, atol=1e-5)
+    kind = scaling and scaling["type"]
+    assert (same_short, same_long) == {None: (True, True), "dynamic": (True, False), "linear": (False, False)}[kind]
+
+
+def test_dynamic_rope_has_the_base_of_the_formula():
+    """base * (f*S/max - (f-1)) ** (d/(d-2)) for S > max: a plain model with that base computes the same."""
+    model = make(rope_scaling={"type": "dynamic", "factor": 3.0}, max_position_embeddings=8, rope_theta=10000)
+    same = make(rope_theta=10000 * (3.0 * 20 / 8 - 2.0) ** (8 / 6))
+    same.load_state_dict(model.state_dict())
+    ids = torch.randint(40, (1, 20))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, same(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_bias_is_on_attention_only():
+    names = {name for name, _ in make(bias=True).named_parameters() if name.endswith("bias")}
+    assert {name.split("layers.0.")[1] for name in names if "layers.0." in name} == {
+        "attention.wqkv.bias",
+        "attention.wo.bias",
+    }
+    assert not any(name.endswith("bias") for name, _ in make(bias=False).named_parameters())
+
+
+def test_unknown_rope_scaling_is_refused():
+    with pytest.raises(Exception, match="linear or dynamic"):
+        InternLM2Config(rope_scaling={"type": "yarn", "factor": 2.0})
+
+
+def test_config_round_trip(tmp_path):
+    config = InternLM2Config(rope_theta=1000000, rope_scaling={"type": "dynamic", "factor": 2.0}, dtype="bfloat16")
+    config.save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    assert raw["rope_theta"] == 1000000
+    assert raw["rope_scaling"] == {"type": "dynamic", "factor": 2.0}
+    assert raw["torch_dtype"] == "bfloat16"
+    again = AutoConfig.from_pretrained(tmp_path)
+    again.architectures = config.architectures = None
+    assert again.to_diff_dict() == config.to_diff_dict()

@@ -1,0 +1,128 @@
+"""Our attention function inside models: packed equals alone, padding and caches keep working, misuse is refused."""
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+
+from xtuner.errors import UserError
+from xtuner.model.attention import PACKED, check_packing, packing_arguments
+from xtuner.ops.packing import Packing
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+}
+
+
+def load(make, folder, implementation):
+    return AutoModelForCausalLM.from_pretrained(make(folder), attn_implementation=implementation, dtype=torch.float32)
+
+
+MAKERS = [tiny.make_tiny_internlm2, tiny.make_tiny_llama, tiny.make_tiny_qwen2]
+
+
+def mistral(window, implementation=PACKED):
+    torch.manual_seed(0)
+    config = MistralConfig(**SIZES, head_dim=8, sliding_window=window, attn_implementation=implementation)
+    return MistralForCausalLM(config).eval()
+
+
+def packed_and_alone(model, lengths):
+    torch.manual_seed(1)
+    rows = [torch.randint(3, 90, (1, length)) for length in lengths]
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    borders = packing_arguments(Packing.from_lengths(lengths))
+    with torch.no_grad():
+        alone = torch.cat([model(row).logits for row in rows], dim=1)
+        packed = model(torch.cat(rows, dim=1), position_ids=positions, use_cache=False, **borders).logits
+    return packed, alone
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_packed_equals_alone(make, tmp_path):
+    packed, alone = packed_and_alone(load(make, tmp_path, PACKED), [4, 1, 11, 6])
+    torch.testing.assert_close(packed, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scaling", ["linear", "dynamic"])
+def test_packed_equals_alone_with_scaled_rope(scaling, tmp_path):
+    folder = tiny.make_tiny_internlm2(
+        tmp_path, rope_scaling={"type": scaling, "factor": 2.0}, max_position_embeddings=8, rope_theta=10000
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=PACKED, dtype=torch.float32)
+    packed, alone = packed_and_alone(model, [4, 20, 9, 13])
+    torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_sliding_windows_are_honoured(window):
+    packed, alone = packed_and_alone(mistral(window), [4, 1, 11, 6])
+    torch.testing.assert_close(packed, alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        packed_and_alone(mistral(window, "eager"), [4, 1, 11, 6])[1], alone, atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_padding_and_cache_equal_the_eager_function(make, tmp_path):
+    ours, eager = (load(make, tmp_path / name, name) for name in (PACKED, "eager"))
+    ids = torch.randint(3, 400, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    assert torch.equal(ours.generate(ids, **options), eager.generate(ids, **options))
+    with torch.no_grad():
+        prefix = ours(ids[:1, :5], use_cache=True).past_key_values
+        behind = ours(ids[:1, 5:], past_key_values=prefix).logits
+        torch.testing.assert_close(behind, eager(ids[:1]).logits[:, 5:], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", [PACKED, "sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_check_accepts_good_models(implementation, dtype, tmp_path):
+    folder = tiny.make_tiny_llama(tmp_path)
+    check_packing(AutoModelForCausalLM.from_pretrained(folder, attn_implementation=implementation, dtype=dtype))
+
+
+class Forgetful(MistralForCausalLM):
+    """A model that drops what it does not know, as some do."""
+
+    def forward(self, input_ids, use_cache=None, **kwargs):
+        return super().forward(input_ids=input_ids, use_cache=use_cache, position_ids=kwargs.get("position_ids"))
+
+
+class Strict(MistralForCausalLM):
+    """A model that takes its own arguments only."""
+
+    def forward(self, input_ids, position_ids=None, use_cache=None):
+        return super().forward(input_ids=input_ids, position_ids=position_ids, use_cache=use_cache)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_check_refuses_models_that_leak(dtype):
+    config = MistralConfig(**SIZES, head_dim=8, sliding_window=None, attn_implementation=PACKED)
+    with pytest.raises(UserError, match="would see each other"):
+        check_packing(Forgetful(config).to(dtype))
+    with pytest.raises(UserError, match="does not take packed rows"):
+        check_packing(Strict(config).to(dtype))
+
+
+def test_features_we_do_not_know_are_refused():
+    model = Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, attn_implementation=PACKED))
+    with pytest.raises(UserError, match=r"soft cap.*attention: eager"):
+        check_packing(model)
+    check_packing(Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, attn_implementation="eager")))
+
+
+def test_check_leaves_the_model_as_it_was(tmp_path):
+    model = load(tiny.make_tiny_llama, tmp_path, PACKED).train()
+    before = torch.random.get_rng_state()
+    check_packing(model)
+    assert model.training
+    assert torch.equal(torch.random.get_rng_state(), before)

@@ -1,0 +1,125 @@
+"""Our attention function behind transformers' `AttentionInterface`, and the proof that a model uses it right."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+
+from xtuner.errors import UserError
+from xtuner.ops.attention import causal_attention, masked_attention, packed_attention
+from xtuner.ops.packing import Packing
+
+PACKED = "xtuner_packed"
+"""The name under which models ask for the function: `attn_implementation=PACKED`."""
+
+UNKNOWN_FEATURES = {
+    "softcap": "a soft cap on its scores",
+    "s_aux": "attention sinks",
+    "position_bias": "a position bias",
+}
+FIX = "Choose another model; this one cannot be trained yet."
+
+PROBE_LENGTHS = [5, 1, 7]
+
+
+def packing_arguments(packing: Packing) -> dict[str, Any]:
+    """Return the keyword arguments by which models pass segment borders down to the attention function."""
+    return {
+        "cu_seq_lens_q": packing.cu_seqlens,
+        "cu_seq_lens_k": packing.cu_seqlens,
+        "max_length_q": packing.max_seqlen,
+        "max_length_k": packing.max_seqlen,
+    }
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function models call: `query` (B, H, T, d), `key` and `value` (B, G, S, d); returns (B, T, H, d).
+
+    With `cu_seq_lens_q` the row is packed; with `attention_mask` (B, 1, T, S) that mask holds; with neither the
+    attention is causal, behind a cache if there are more keys than queries.
+    """
+    for feature, words in UNKNOWN_FEATURES.items():
+        if kwargs.get(feature) is not None:
+            raise UserError(
+                f"The attention of this model has {words}, which packed attention does not know.",
+                "Set model.attention: eager (slower, and memory grows with the square of the length).",
+            )
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    dropout = dropout if module.training else 0.0
+    query, key, value = _same_dtype(query, key, value)
+    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    if cu_seq_lens_q is not None and causal and query.shape[2] == key.shape[2]:
+        assert max_length_q is not None
+        mixed = packed_attention(
+            query, key, value, cu_seq_lens_q, max_length_q, scale=scale, window=sliding_window, dropout=dropout
+        )
+    elif attention_mask is None and causal:
+        mixed = causal_attention(query, key, value, scale=scale, window=sliding_window, dropout=dropout)
+    else:
+        mixed = masked_attention(query, key, value, attention_mask, scale=scale, dropout=dropout)
+    return mixed.transpose(1, 2), None
+
+
+def mask(q_length: int, kv_length: int, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """Make the mask for `attend`: none where it knows better (no padding, no cache), else the one of SDPA.
+
+    `use_vmap` marks a pattern of the model's own, for example image tokens that see each other.
+    """
+    if attention_mask is None and q_length == kv_length and not kwargs.get("use_vmap"):
+        return None
+    return sdpa_mask(q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **kwargs)
+
+
+@torch.no_grad()
+def check_packing(model: PreTrainedModel) -> None:
+    """Prove on three short segments that packed logits equal those of each segment alone.
+
+    What packing changes is compared with what a leak between the segments would change, so the answer does not
+    hang on the dtype. Costs five forward passes of a few tokens.
+
+    Raises:
+        UserError: they differ, so the model must not be trained with packed rows.
+    """
+    device, vocabulary = model.device, model.config.get_text_config().vocab_size
+    rows = [torch.arange(n, device=device).mul(37).add(11).remainder(vocabulary)[None] for n in PROBE_LENGTHS]
+    row = torch.cat(rows, dim=1)
+    positions = torch.cat([torch.arange(n, device=device) for n in PROBE_LENGTHS])[None]
+    borders = packing_arguments(Packing.from_lengths(PROBE_LENGTHS).to(device))
+    was_training = model.training
+    model.eval()
+    try:
+        alone = torch.cat([model(part, use_cache=False).logits for part in rows], dim=1).float()
+        packed = model(row, position_ids=positions, use_cache=False, **borders).logits.float()
+        leaking = model(row, use_cache=False).logits.float()
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"This model does not take packed rows: {error}.", FIX) from error
+    finally:
+        model.train(was_training)
+    if (packed - alone).norm() > 0.5 * (leaking - alone).norm():
+        raise UserError("Samples packed into one row would see each other in this model.", FIX)
+
+
+def _same_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Bring the three to one dtype: that of autocast, else the value's (rotary tables may have widened the others)."""
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+    return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
+AttentionInterface.register(PACKED, attend)
+AttentionMaskInterface.register(PACKED, mask)

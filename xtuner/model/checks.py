@@ -1,0 +1,156 @@
+"""What can be wrong with a checkpoint, said in a sentence: missing, cut short, of an unknown kind, too large."""
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers.utils.hub import cached_file
+
+from xtuner.errors import UserError
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def check_folder(path: str, files: tuple[str, ...]) -> None:
+    """Refuse a path that is neither a folder with one of `files` nor looks like a hub id.
+
+    Raises:
+        UserError: says which of the two is missing.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        raise UserError(f"{path} is a file; a model is a folder.", "Give the folder that holds config.json.")
+    if folder.is_dir():
+        if any((folder / name).is_file() for name in files):
+            return
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(
+                f"{path} is an adapter, not a model.", "Give the base model as the model and this folder as --adapter."
+            )
+        raise UserError(f"{path} holds no {files[0]}, so it is not a model.", "Give the folder of a model.")
+    if not HUB_ID.fullmatch(path) or path.startswith("."):
+        raise UserError(f"There is no model folder {path}.", "Check the path of the model.")
+
+
+def read_json(path: str, name: str) -> dict[str, Any]:
+    """Read a JSON file of a model folder or hub id; an absent one is empty.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    file: Path | None = Path(path) / name
+    if not Path(path).is_dir():
+        with explain(path, "model"):
+            found = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub_options(path))
+        file = Path(found) if found else None
+    if file is None or not file.is_file():
+        return {}
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON: {error}.", "Download or copy the model again.") from error
+    return values if isinstance(values, dict) else {}
+
+
+def hub_options(path: str) -> dict[str, bool]:
+    """Return keyword arguments for loading `path`: without a network, only what was downloaded before is looked at.
+
+    The library itself would try again for minutes.
+    """
+    return {} if Path(path).is_dir() or _hub_is_reachable() else {"local_files_only": True}
+
+
+@cache
+def _hub_is_reachable() -> bool:
+    if constants.HF_HUB_OFFLINE:
+        return False
+    address = urlsplit(constants.ENDPOINT)
+    if getproxies().get(address.scheme):
+        return True
+    try:
+        with socket.create_connection((address.hostname or "", address.port or 443), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def explain(path: str, what: str) -> Iterator[None]:
+    """Turn what the libraries raise while the `what` of `path` is loaded into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _no_memory(path) from error
+    except SafetensorError as error:
+        raise UserError(
+            f"The weights of {path} cannot be read: {_first_line(error)}.",
+            "The files are damaged or cut short; download or copy the model again.",
+        ) from error
+    except StrictDataclassError as error:
+        text = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise UserError(f"The config.json of {path} is wrong: {text[:300]}.", "Download or copy it again.") from error
+    except ImportError as error:
+        raise UserError(f"The {what} {path} needs a package: {_first_line(error)}.") from error
+    except OSError as error:
+        if Path(path).is_dir():
+            fix = "Files are missing or damaged; download or copy the model again."
+            raise UserError(f"The {what} in {path} cannot be loaded: {_first_line(error)}.", fix) from error
+        raise not_found(path) from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, EOFError) as error:
+        raise _explain_other(path, what, error) from error
+
+
+def not_found(path: str) -> UserError:
+    """Return the error for a path without a config: an empty one here, or none on the hub."""
+    if Path(path).is_dir():
+        return UserError(f"The config.json of {path} is empty.", "Download or copy the model again.")
+    return UserError(
+        f"{path} is neither a folder here nor a model that can be reached on the hub.",
+        "Check the spelling and the network, or download the model and give its folder.",
+    )
+
+
+def _explain_other(path: str, what: str, error: Exception) -> UserError:
+    text = str(error)
+    if "not enough memory" in text or "out of memory" in text:
+        return _no_memory(path)
+    if "does not recognize this architecture" in text or "Unrecognized" in text:
+        kind = read_json(path, "config.json").get("model_type") if Path(path).is_dir() else None
+        known = (
+            f"of the kind {kind}, which is not known" if kind else "of an unknown kind (no model_type in config.json)"
+        )
+        return UserError(f"{path} is a model {known}.", "Use another model, or a newer transformers.")
+    if "trust_remote_code" in text:
+        return UserError(
+            f"{path} brings its own program code, which is not run unless you ask for it.",
+            "If you trust it, set model.trust_remote_code: true.",
+        )
+    return UserError(
+        f"The {what} in {path} cannot be loaded: {_first_line(error)}.", "Check or download its files again."
+    )
+
+
+def _no_memory(path: str) -> UserError:
+    return UserError(
+        f"There is not enough memory to load {path}.",
+        "Use a smaller model, or load it in 4 bits (model.quant), or free memory.",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """Return what a library says, without its advice in the lines after."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")[:300]

@@ -1,0 +1,153 @@
+"""LoRA: PEFT owns configuration, injection and files; the layers are ours (`lora_layer`).
+
+PEFT takes seconds to import, so it is imported when an adapter is asked for.
+"""
+
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from xtuner.checkpoint.adapter import read_adapter, read_adapter_config
+from xtuner.checkpoint.state import load_state
+from xtuner.config.spec import LoraSpec
+from xtuner.errors import UserError, did_you_mean
+from xtuner.model.trainable import ADAPTER, load_trainable
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+NEVER_BY_DEFAULT = ("lm_head", "output_layer")
+"""Heads that default targets leave out, as 0.1.x did. InternLM2 calls its head `output`: that one is adapted."""
+
+
+EVERY_LINEAR = "all-linear"
+"""PEFT's word for every linear layer but the head."""
+
+
+def add_lora(model: PreTrainedModel, spec: LoraSpec) -> "PeftModel":
+    """Inject a fresh adapter; the base is frozen, what is trained is fp32.
+
+    The initial weights come from torch's generator (A uniform, B zero, so the model is unchanged at first).
+
+    Raises:
+        UserError: a target or module to save that the model does not have.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    from xtuner.model.lora_layer import register
+
+    targets = spec.targets
+    if targets is None:
+        targets = [name for name in default_targets(model) if name not in spec.modules_to_save]
+    _check_names(model, targets, spec.modules_to_save)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=spec.r,
+        lora_alpha=spec.alpha,  # type: ignore[arg-type]
+        lora_dropout=spec.dropout,
+        target_modules=targets,
+        modules_to_save=list(spec.modules_to_save) or None,
+        bias=spec.bias,
+        use_rslora=spec.rslora,
+        use_dora=spec.dora,
+        rank_pattern=dict(spec.rank_pattern),
+        alpha_pattern=dict(spec.alpha_pattern),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about merging into tied heads; export does that itself
+        wrapped = get_peft_model(model, register(config))
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return wrapped
+
+
+def default_targets(model: nn.Module) -> list[str]:
+    """Return the last part of the name of every linear layer, quantised ones included, sorted."""
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return sorted(names.difference(NEVER_BY_DEFAULT))
+
+
+def load_adapter(model: nn.Module, path: str) -> None:
+    """Put saved weights into the adapter of `model`: from a PEFT folder or a `.pth` file.
+
+    Raises:
+        UserError: no such adapter, damaged files, or one that does not fit; names the modules.
+    """
+    if path.rstrip(":").endswith(".pth"):
+        state = load_state(Path(path))
+        load_trainable(model, state.get("state_dict", state))
+        return
+    made, tensors = read_adapter(path)
+    load_trainable(model, tensors)
+    here = adapter_config(model)
+    for setting in ("lora_alpha", "use_rslora"):  # what shapes do not show
+        if setting in made and made[setting] != here[setting]:
+            raise UserError(
+                f"The adapter {path} was made with {setting} {made[setting]}, and this run has {here[setting]}.",
+                "Give the adapter's settings in model.lora.",
+            )
+
+
+def open_adapter(model: PreTrainedModel, folder: str) -> "PeftModel":
+    """Wrap the model with a PEFT folder as it is, settings included, to answer with.
+
+    Raises:
+        UserError: no such adapter, or it does not fit the model.
+    """
+    from peft import PeftModel
+
+    config = read_adapter_config(folder)
+    targets = config.get("target_modules")
+    _check_names(model, targets if targets is not None else [], config.get("modules_to_save") or [])
+    try:
+        return PeftModel.from_pretrained(model, folder, is_trainable=False)
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+        first = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
+        raise UserError(
+            f"The adapter {folder} does not fit the model: {first.rstrip('.')[:300]}.",
+            "Use the base model that it was trained on.",
+        ) from error
+
+
+def adapter_config(model: nn.Module) -> dict[str, Any]:
+    """Return the fields of adapter_config.json: plain types, targets sorted, marked for inference."""
+    config: dict[str, Any] = model.peft_config[ADAPTER].to_dict()  # type: ignore[index,union-attr]
+    config["inference_mode"] = True
+    return {key: _plain(value) for key, value in config.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return str.__str__(value)
+    return str(value) if isinstance(value, torch.dtype) else value
+
+
+def _check_names(model: nn.Module, targets: list[str] | str, saved: list[str]) -> None:
+    """Refuse names that match nothing: PEFT leaves them out without a word as long as one matches."""
+    names = [name for name, _ in model.named_modules() if name]
+    wanted = list(saved) if isinstance(targets, str) else [*targets, *saved]
+    if isinstance(targets, str) and targets != EVERY_LINEAR:
+        try:
+            matched = any(re.fullmatch(targets, name) for name in names)
+        except re.error as error:
+            raise UserError(f"{targets} is not a regular expression: {error}.", "Mend it, or give a list.") from error
+        if not matched:
+            raise UserError(
+                f"The regular expression {targets} matches no module of the model.",
+                "It must match whole names, for example .*layers.*wqkv",
+            )
+    unknown = [word for word in wanted if not any(name == word or name.endswith(f".{word}") for name in names)]
+    if unknown:
+        known = default_targets(model)
+        hint = did_you_mean(unknown[0], known) or f"Its linear layers are {', '.join(known)}."
+        raise UserError(f"The model has no module called {', '.join(unknown)} for an adapter.", hint)

@@ -1,0 +1,163 @@
+"""Causal attention over packed rows: every segment sees itself only."""
+
+import inspect
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+MAX_VARLEN_HEAD = 256
+
+
+def eager_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """The formula itself, softmax in fp32 (https://arxiv.org/abs/1706.03762); the signature is transformers'.
+
+    `query` (B, H, T, d), `key` and `value` (B, G, S, d) with H a multiple of G, `attention_mask` (B, 1, T, S) is
+    added. Returns (B, T, H, d) and the weights (B, H, T, S).
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = functional.dropout(weights, dropout, module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+def causal_mask(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
+    """Return (T, S) True where a query may look: at keys up to its own place, the last query standing at the last key.
+
+    `window`: at most this many keys, the query's own included.
+    """
+    query = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
+    key = torch.arange(num_keys, device=device)[None]
+    seen = key <= query
+    return seen if window is None else seen & (key > query - window)
+
+
+def causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Attend causally, the last query standing at the last key (so a prompt may follow a cache).
+
+    `query` (B, H, T, d), `key` (B, G, S, d), `value` (B, G, S, e); returns (B, H, T, e).
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    mask = None
+    if (window is not None and keys > window) or 1 < queries < keys:
+        mask = causal_mask(queries, keys, window, query.device)
+    return masked_attention(query, key, value, mask, causal=mask is None and queries > 1, scale=scale, dropout=dropout)
+
+
+def masked_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    causal: bool = False,
+    scale: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attend where `mask` (B, 1, T, S) or (T, S) is True; shapes as in `causal_attention`.
+
+    On a GPU only the FlashAttention kernel shares keys among heads itself; for the others they are repeated, else
+    the scores would be held in full.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and query.is_cuda and (mask is not None or query.dtype == torch.float32):
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    return functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=causal,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def packed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    scale: float,
+    window: int | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attend causally within every segment of one packed row.
+
+    `query` (1, H, T, d), `key` (1, G, T, d), `value` (1, G, T, e), `cu_seqlens` (S + 1,) int32 as in
+    `Packing`; returns (1, H, T, e). On a GPU with half precision one variable-length kernel does it
+    (`torch.nn.attention.varlen`, FlashAttention, https://arxiv.org/abs/2307.08691); elsewhere each segment is
+    attended by itself, which on a CPU beats a (T, T) mask in time and memory.
+    """
+    assert query.shape[0] == 1, "a packed batch is one row"
+    windowed = window is not None and window < max_seqlen
+    if dropout == 0 and _has_varlen_kernel(query, key, value, windowed):
+        return _varlen(query, key, value, cu_seqlens, max_seqlen, scale, window)
+    lengths = cu_seqlens.diff().tolist()
+    parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    mixed = [causal_attention(q, k, v, scale=scale, window=window, dropout=dropout) for q, k, v in parts]
+    return torch.cat(mixed, dim=2)
+
+
+def _has_varlen_kernel(query: Tensor, key: Tensor, value: Tensor, windowed: bool) -> bool:
+    return (
+        query.is_cuda
+        and query.dtype == key.dtype == value.dtype
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[-1] == value.shape[-1]
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= MAX_VARLEN_HEAD
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and (not windowed or "window_size" in _varlen_parameters())
+    )
+
+
+@cache
+def _varlen_parameters() -> frozenset[str]:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float, window: int | None
+) -> Tensor:
+    """Call the kernel; it learned windows and grouped heads after torch 2.10."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = _varlen_parameters()
+    options: dict[str, Any] = {"scale": scale}
+    if "window_size" in known:
+        options["window_size"] = (-1 if window is None else window - 1, 0)
+    else:
+        options["is_causal"] = True
+    if query.shape[1] != key.shape[1]:
+        if "enable_gqa" in known:
+            options["enable_gqa"] = True
+        else:
+            groups = query.shape[1] // key.shape[1]
+            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    q, k, v = (states[0].transpose(0, 1).contiguous() for states in (query, key, value))
+    mixed = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, **options)
+    assert isinstance(mixed, Tensor)
+    return mixed.transpose(0, 1)[None]
