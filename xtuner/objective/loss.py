@@ -7,7 +7,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Loss:
-    """`total` is a SUM over `weight` targets (both scalars, fp32), never a mean: means do not add up over micro-batches.
+    """`total` is a SUM over `weight` targets (scalars), never a mean: means do not add up over micro-batches.
 
     `metrics` are further sums over the same weight, detached.
     """
