@@ -1,0 +1,53 @@
+"""Owns the guess which row format a source has, from its columns and first row."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xtuner.dataset.formats.column import answer_column, question_column
+from xtuner.errors import UserError
+
+KNOWN = (
+    "conversation: [{input, output}]; messages: [{role, content}]; conversations: [{from, value}]; "
+    "instruction, input, output; question, answer (or prompt, response); text"
+)
+
+
+def recognise(columns: Sequence[str], sample: Mapping[str, Any], label: str) -> str:
+    """Return the name of the row format of `sample`, a row with these `columns`; `label` names the source in errors.
+
+    Raises:
+        UserError: an unknown layout; lists what was found and what is known.
+    """
+    for column in ("messages", "conversations", "conversation"):
+        keys = _keys(sample.get(column))
+        if "role" in keys:
+            return "openai"
+        if "from" in keys:
+            return "sharegpt"
+        if "output" in keys and column == "conversation":
+            return "conversation"
+    if "conversation" in columns and sample["conversation"] == []:
+        return "conversation"
+    if str(sample.get("conversations", "")).startswith("[{'from'"):
+        return "msagent_react"
+    for wanted, name in (
+        (("instruction", "output"), "alpaca"),
+        (("instruction_zh", "output_zh"), "alpaca_zh"),
+        (("system_prompt", "question", "response"), "openorca"),
+    ):
+        if all(column in columns for column in wanted):
+            return name
+    if question_column(columns) and answer_column(columns):
+        return "pair"
+    if "text" in columns:
+        return "oasst1" if str(sample["text"]).lstrip().startswith("### Human:") else "text"
+    raise UserError(
+        f"{label} has the columns {', '.join(columns) or '(none)'}, which is no layout that is known.",
+        f"Known: {KNOWN}. Rename columns (rename: {{old: new}}), or give a function with format: file.py:function.",
+    )
+
+
+def _keys(value: Any) -> set[str]:
+    if isinstance(value, Sequence) and not isinstance(value, str) and value and isinstance(value[0], Mapping):
+        return set(value[0])
+    return set()

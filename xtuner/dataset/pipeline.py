@@ -1,0 +1,146 @@
+"""Owns the way from a `DataSpec` to data sets: sources, validation, packs, and what is said about them."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xtuner.config.ref import Ref
+from xtuner.config.spec import DataSpec
+from xtuner.conversation.builtin import find_template
+from xtuner.conversation.detect import detect_template, detect_text
+from xtuner.conversation.encode import Encoder
+from xtuner.conversation.template import ChatTemplate
+from xtuner.dataset.pack import Packs, best_fit, singles
+from xtuner.dataset.prepare import Preparer
+from xtuner.dataset.report import DataReport
+from xtuner.dataset.store import PackedDataset, Samples
+from xtuner.errors import UserError
+from xtuner.log import LOGGER
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data that is ready. `template` is None when everything is plain text and none was asked for."""
+
+    train: PackedDataset
+    validation: PackedDataset | None
+    report: DataReport
+    fingerprint: str
+    """Equal for equal data in equal packs."""
+    template: ChatTemplate | None
+
+
+def build_dataset(spec: DataSpec, tokenizer: Any, *, seed: int, tell: Callable[[str], None] = LOGGER.info) -> Prepared:
+    """Prepare what `spec` names for `tokenizer`; what was prepared before is taken from the cache.
+
+    `seed` draws `limit` rows, the validation share and which samples share a pack. `tell` hears what takes long;
+    the sentences of `report.lines()` are left to the caller.
+
+    Raises:
+        UserError: data that cannot be found, read or learned, an unknown format or template.
+    """
+    template = choose_template(spec.template, tokenizer)
+    preparer = Preparer(spec, Encoder(tokenizer), template, seed, tell)
+    separate = spec.validation if isinstance(spec.validation, list) else []
+    opened = [preparer.open(source) for source in (*spec.train, *separate)]
+    train = [preparer.prepare(source) for source in opened[: len(spec.train)]]
+    validation = [preparer.prepare(source) for source in opened[len(spec.train) :]]
+    report = DataReport(spec.max_length, packed=spec.pack)
+    report.sources = [source for _, source in train]
+    report.validation_sources = [source for _, source in validation]
+    stores = [store for store, _ in train]
+    held = [store for store, _ in validation]
+    groups = np.concatenate([store.groups for store in stores])
+    chosen = np.zeros(len(groups), bool)
+    if isinstance(spec.validation, float):
+        chosen = set_apart(groups, spec.validation, seed)
+        held = stores
+        held_packs = _pack(held, np.flatnonzero(chosen), spec, seed)
+    elif held:
+        held_packs = _pack(held, np.arange(sum(map(len, held))), spec, seed)
+        report.shared = int(np.isin(np.concatenate([store.groups for store in held]), groups).sum())
+    kept = np.flatnonzero(~chosen)
+    packs = _pack(stores, kept, spec, seed)
+    report.rows = sum(source.rows for source in report.sources)
+    report.samples, report.packs = len(kept), len(packs)
+    report.tokens = int(np.concatenate([store.lengths for store in stores])[kept].sum(dtype=np.int64))
+    report.trained_tokens = int(np.concatenate([store.targets for store in stores])[kept].sum(dtype=np.int64))
+    report.kept_rows = int(_opens_row(stores)[kept].sum())
+    report.duplicates = report.kept_rows - len(np.unique(groups[kept]))
+    if held:
+        report.validation_samples, report.validation_packs = len(held_packs.members), len(held_packs)
+    talks = any(source.talks for source in (*report.sources, *report.validation_sources))
+    return Prepared(
+        train=PackedDataset(stores, packs),
+        validation=PackedDataset(held, held_packs) if held else None,
+        report=report,
+        fingerprint=_hash(preparer.keys, spec.max_length, spec.pack, spec.validation, seed),
+        template=template if talks or spec.template else None,
+    )
+
+
+def choose_template(name: str | None, tokenizer: Any) -> ChatTemplate | None:
+    """Return the template called `name` (of ours, or `file.py:name`), or the one that the tokenizer's model speaks.
+
+    Raises:
+        UserError: there is no such template.
+    """
+    if name is None:
+        folder = Path(str(getattr(tokenizer, "name_or_path", "") or ""))
+        written = getattr(tokenizer, "chat_template", None)
+        if folder.is_dir():
+            found = detect_template(folder)
+        else:  # a hub id
+            found = detect_text(written, type(tokenizer).__name__) if isinstance(written, str) else None
+        return find_template(found) if found else None
+    if ":" not in name:
+        return find_template(name)
+    template = Ref(name).resolve()
+    if not isinstance(template, ChatTemplate):
+        raise UserError(f"{name} is no chat template.", "It must be an xtuner.conversation.template.ChatTemplate.")
+    return template
+
+
+def set_apart(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Choose `share` of the samples (S,) for validation, as a mask; copies stay together, so that none leaks.
+
+    Raises:
+        UserError: the share is no share, or the samples are too few different ones.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"The validation share is {share}.", "Give a number between 0 and 1, or files.")
+    wanted = max(1, round(share * len(groups)))
+    _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(counts))
+    small = order[counts[order] <= wanted]
+    fits = small[np.cumsum(counts[small]) <= wanted]
+    chosen = np.isin(inverse, fits)
+    if not chosen.any() or chosen.all():
+        raise UserError(
+            f"{share:g} of {len(groups):,} samples cannot be set apart for validation: "
+            f"only {len(counts):,} of them are different, and copies must not be on both sides.",
+            "Give files for validation (data.validation=FILE), or leave it out.",
+        )
+    return chosen
+
+
+def _opens_row(stores: Sequence[Samples]) -> np.ndarray:
+    """Mark samples (S,) that are the first of their row: a long text makes several."""
+    return np.concatenate([np.diff(store.rows, prepend=0) != 0 for store in stores])
+
+
+def _pack(stores: Sequence[Samples], kept: np.ndarray, spec: DataSpec, seed: int) -> Packs:
+    if not spec.pack:
+        packs = singles(len(kept))
+    else:
+        lengths = np.concatenate([store.lengths for store in stores])
+        packs = best_fit(lengths[kept], spec.max_length, seed)
+    return Packs(kept[packs.members], packs.borders)
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -1,0 +1,206 @@
+"""Owns the preparation of one source: its rows become samples on disk, once; afterwards they come from the cache."""
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from xtuner.config.choice import pick
+from xtuner.config.spec import DataSpec, SourceSpec
+from xtuner.conversation.encode import Encoder
+from xtuner.conversation.template import ChatTemplate
+from xtuner.dataset import FORMATS
+from xtuner.dataset.cache import cache_folder, hash_code, make_key, new_entry, tidy
+from xtuner.dataset.encode import Job
+from xtuner.dataset.formats.recognise import recognise
+from xtuner.dataset.parallel import encode_source
+from xtuner.dataset.report import SourceReport
+from xtuner.dataset.row import BadRow
+from xtuner.dataset.source import Source, open_source
+from xtuner.dataset.store import ABOUT, Samples, SampleWriter
+from xtuner.errors import UserError
+
+REFRESH_SECONDS = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A source that was found, and how its rows are to be read."""
+
+    spec: SourceSpec
+    source: Source
+    job: Job
+    unused: list[str]
+    """Columns that the format does not look at."""
+
+
+class Preparer:
+    """Makes the samples of sources, or finds them in the cache."""
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        encoder: Encoder,
+        template: ChatTemplate | None,
+        seed: int,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.spec, self.encoder, self.template, self.seed, self.tell = spec, encoder, template, seed, tell
+        self.folder = cache_folder(spec.cache)
+        self.tokenizer_hash = encoder.fingerprint()
+        self.keys: list[str] = []
+        tidy(self.folder)
+
+    def open(self, spec: SourceSpec) -> Opened:
+        """Find the rows of one source and how they are read; cheap, so that mistakes show before long work begins.
+
+        Raises:
+            UserError: it cannot be found or read, or its format is unknown.
+        """
+        source = open_source(spec)
+        first = next(source.rows(), None)
+        if first is None:
+            raise UserError(f"{source.label} holds no rows.", "Give a file with rows in it.")
+        for name in spec.rename:
+            if name not in first:
+                raise UserError(
+                    f"{source.label} has no column {name} to rename.", f"It has: {', '.join(map(str, first))}."
+                )
+        sample = {spec.rename.get(name, name): value for name, value in first.items()}
+        format_name = spec.format or recognise(list(sample), sample, source.label)
+        job = Job(
+            label=source.label,
+            format_name=format_name,
+            read=pick(FORMATS, format_name, "row format"),
+            own=format_name in FORMATS,
+            template=self.template,
+            encoder=self.encoder,
+            max_length=self.spec.max_length,
+            rename=spec.rename,
+            system=spec.system,
+        )
+        return Opened(spec, source, job, _unused(job, sample))
+
+    def prepare(self, opened: Opened) -> tuple[Samples, SourceReport]:
+        """Return the samples of one source, and what became of its rows.
+
+        Raises:
+            UserError: its rows cannot be read, or none can be learned.
+        """
+        spec, source, job = opened.spec, opened.source, opened.job
+        key = make_key(
+            source.fingerprint(),
+            job.format_name if job.own else hash_code(job.read),
+            sorted(spec.rename.items()),
+            spec.system,
+            (spec.limit, self.seed) if spec.limit else None,
+            dataclasses.astuple(self.template) if self.template else None,
+            self.tokenizer_hash,
+            self.spec.max_length,
+        )
+        self.keys.append(key)
+        samples = self._find(key)
+        cached = samples is not None
+        if samples is None:
+            self.tell(f"Preparing {source.label} (format {job.format_name}).")
+            self._write(key, opened)
+            samples = self._find(key)
+            if samples is None:
+                raise UserError(f"Prepared data vanished from {self.folder}.", "Try again.")
+        report = SourceReport.from_dict(samples.about)
+        report.label, report.cached = source.label, cached
+        samples.about["label"] = source.label  # the same rows may have been prepared from another file
+        report.need_samples(self.spec.max_length)
+        return samples, report
+
+    def _find(self, key: str) -> Samples | None:
+        entry = self.folder / key
+        if not entry.is_dir():
+            return None
+        try:
+            samples = Samples(entry)
+        except (OSError, ValueError):
+            shutil.rmtree(entry, ignore_errors=True)
+            return None
+        if os.access(entry, os.W_OK):
+            os.utime(entry)
+        return samples
+
+    def _write(self, key: str, opened: Opened) -> None:
+        spec, source, job = opened.spec, opened.source, opened.job
+        report = SourceReport(source.label, job.format_name, unused_columns=opened.unused)
+        with new_entry(self.folder, key) as folder:
+            chosen = _draw(source, spec.limit, self.seed) if spec.limit else None
+            writer = SampleWriter(folder)
+            try:
+                with _progress_bar() as bar:
+                    task = bar.add_task(f"Preparing {source.label}", total=1.0)
+                    shown = 0.0
+                    for chunk in encode_source(job, source, chosen):
+                        writer.add(chunk)
+                        report.add(chunk)
+                        late = time.monotonic() - shown > REFRESH_SECONDS
+                        bar.update(task, completed=source.progress.share, refresh=late)
+                        shown = time.monotonic() if late else shown
+            finally:
+                writer.close()
+            report.notes = source.progress.notes
+            report.need_samples(self.spec.max_length)
+            (folder / ABOUT).write_text(json.dumps(dataclasses.asdict(report), ensure_ascii=False), encoding="utf-8")
+
+
+def _progress_bar() -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        auto_refresh=False,  # no thread of its own: worker processes are forked while it is shown
+        disable=not console.is_terminal,
+    )
+
+
+def _draw(source: Source, limit: int, seed: int) -> set[int] | None:
+    """Draw the numbers of `limit` rows; None when there are no more than that."""
+    total = sum(1 for _ in source.rows())
+    if total <= limit:
+        return None
+    return set((np.random.default_rng(seed).choice(total, limit, replace=False) + 1).tolist())
+
+
+class _Watched(dict[str, Any]):
+    """A row that remembers which of its columns were asked for."""
+
+    def __init__(self, row: dict[str, Any]) -> None:
+        super().__init__(row)
+        self.used: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.used.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.used.add(name)
+        return super().get(name, default)
+
+
+def _unused(job: Job, sample: dict[str, Any]) -> list[str]:
+    """The columns of `sample` that one of our formats does not look at."""
+    if not job.own:
+        return []
+    row = _Watched(sample)
+    try:
+        job.read(row)
+    except BadRow:
+        return []
+    return [name for name in sample if name not in row.used]
