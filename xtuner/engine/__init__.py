@@ -1,1 +1,22 @@
-"""TODO"""
+"""Runs a `RunSpec`: strategy, optimiser, schedule, loop, callbacks, work dir, resume."""
+
+OPTIMISERS: dict[str, str] = {
+    "adamw": "xtuner.engine.optim:adamw",
+    "adamw_8bit": "xtuner.engine.optim:adamw_8bit",
+    "paged_adamw": "xtuner.engine.optim:paged_adamw",
+    "paged_adamw_8bit": "xtuner.engine.optim:paged_adamw_8bit",
+    "sgd": "xtuner.engine.optim:sgd",
+}
+"""Values of `optim.name`."""
+
+STRATEGIES: dict[str, str] = {
+    "single": "xtuner.engine.strategy.single:Single",
+}
+"""Values of `strategy`."""
+
+CALLBACKS: dict[str, str] = {
+    "throughput": "xtuner.engine.callbacks.throughput:Throughput",
+}
+"""Values of `callbacks`, beside those that every run has."""
+
+__all__ = ["CALLBACKS", "OPTIMISERS", "STRATEGIES"]

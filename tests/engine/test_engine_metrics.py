@@ -1,0 +1,133 @@
+"""Metrics: averages over targets, nan named, averages continued after a resume; the log line; signals; formats."""
+
+import math
+import os
+import signal
+from datetime import timedelta
+
+import pytest
+import torch
+from engine_fakes import make_batch
+
+from xtuner.config.spec import RunSpec
+from xtuner.engine.callbacks.progress import log_line
+from xtuner.engine.interrupt import listen
+from xtuner.engine.memory import advise, checkpoint_bytes, is_out_of_memory
+from xtuner.engine.metrics import Metrics, NotFinite
+from xtuner.engine.precision import choose_precision
+from xtuner.engine.step import Micro
+from xtuner.objective.loss import Loss
+
+CPU = torch.device("cpu")
+
+
+def make_micro(iteration, total, weight, *, norm=None, **metrics):
+    values = {name: torch.tensor(value) for name, value in metrics.items()}
+    loss = Loss(torch.tensor(total), torch.tensor(weight), values)
+    batch = make_batch([[1, 2, 3]], rows=(iteration, iteration + 100))
+    return Micro(iteration, batch, loss, norm is not None, None if norm is None else torch.tensor(norm))
+
+
+def make_spec(**parts):
+    return RunSpec.model_validate({"model": {"path": "m"}, "data": {"train": "d.json"}, **parts})
+
+
+def test_averages_are_over_targets_of_the_window():
+    metrics = Metrics(CPU, window=2, keep=4)
+    for iteration, (total, weight) in enumerate([(100.0, 1), (30.0, 10), (1.0, 2)]):
+        metrics.add(make_micro(iteration, total, weight, right=weight / 2))
+    scalars = metrics.scalars()
+    assert scalars["loss"] == pytest.approx(31 / 12)
+    assert scalars["right"] == pytest.approx(0.5)
+    assert "grad_norm" not in scalars
+    assert scalars["memory"] > 10
+    metrics.add(make_micro(3, 1.0, 1, norm=0.25))
+    assert metrics.scalars()["grad_norm"] == 0.25
+
+
+def test_state_continues_the_averages():
+    one, other = Metrics(CPU, window=4, keep=2), Metrics(CPU, window=4, keep=2)
+    for iteration in range(5):
+        one.add(make_micro(iteration, iteration / 3, 3, norm=1.0))
+    other.load_state(one.state(before=3))
+    for iteration in (3, 4):
+        other.add(make_micro(iteration, iteration / 3, 3, norm=1.0))
+    assert other.scalars()["loss"] == one.scalars()["loss"]
+
+
+@pytest.mark.parametrize(("bad", "what"), [({"total": math.nan}, "loss became nan"), ({"norm": math.inf}, "gradient")])
+def test_not_finite_names_iteration_and_rows(bad, what):
+    metrics = Metrics(CPU, window=10, keep=1)
+    metrics.add(make_micro(0, 1.0, 1))
+    with pytest.raises(NotFinite, match=rf"{what}.*iteration 2") as caught:
+        metrics.add(make_micro(1, **{"total": 1.0, "weight": 1, **bad}))
+    assert caught.value.rows == (1, 101)
+
+
+def test_overflowing_gradient_is_normal_with_a_scaled_loss():
+    metrics = Metrics(CPU, window=10, keep=1, check_norm=False)
+    metrics.add(make_micro(0, 1.0, 1, norm=math.inf))
+    assert metrics.scalars()["grad_norm"] == math.inf
+
+
+def test_nothing_is_read_from_a_card_before_the_window_is_full():
+    metrics = Metrics(torch.device("cuda"), window=3, keep=1)
+    for iteration in range(2):
+        metrics.add(make_micro(iteration, math.nan, 1))
+    with pytest.raises(NotFinite, match="iteration 1"):
+        metrics.add(make_micro(2, 1.0, 1))
+
+
+def test_log_line_is_that_of_01x():
+    scalars = {"lr": 2e-4, "data_time": 0.0123, "time": 1.2345, "memory": 4567.0, "loss": 1.2345, "grad_norm": 0.1234}
+    assert log_line(10, 384, timedelta(minutes=10), scalars) == (
+        "Iter(train) [ 10/384]  lr: 2.0000e-04  eta: 0:10:00  time: 1.2345  data_time: 0.0123  memory: 4567  "
+        "loss: 1.2345  grad_norm: 0.1234"
+    )
+
+
+@pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 143)])
+def test_first_signal_is_a_wish_second_acts(number, name, code):
+    previous = signal.getsignal(number)
+    fallen = []
+    signal.signal(number, lambda *_: fallen.append(1))
+    try:
+        with listen() as wish:
+            assert wish.signal is None
+            os.kill(os.getpid(), number)
+            assert (wish.name, wish.exit_code, fallen) == (name, code, [])
+            os.kill(os.getpid(), number)
+            assert fallen == [1]
+    finally:
+        signal.signal(number, previous)
+
+
+def test_a_cpu_computes_float32_and_says_so():
+    precision = choose_precision(
+        make_spec(loop={"precision": "float16"}, model={"path": "m", "dtype": "bfloat16"}), CPU
+    )
+    assert precision.compute == precision.weights == torch.float32
+    assert not precision.autocast
+    assert "bfloat16 and float16 would be slower" in precision.why
+
+
+def test_advice_against_lack_of_memory_goes_from_cheap_to_dear():
+    spec = make_spec(loop={"batch_size": 4, "accumulate": 2}, model={"path": "m", "recompute": False})
+    said = [advise(spec)]
+    assert "loop.batch_size=1 loop.accumulate=8" in said[0]
+    spec.loop.batch_size = 1
+    said.append(advise(spec))
+    spec.model.recompute = True
+    said.append(advise(spec))
+    spec.data.max_length = 1024
+    said.append(advise(spec))
+    assert len(set(said)) == 4
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"))
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+
+
+def test_checkpoint_size_is_estimated():
+    model = torch.nn.Linear(10, 10)
+    assert checkpoint_bytes(model, make_spec()) == 110 * 12
+    assert checkpoint_bytes(model, make_spec(checkpoint={"optimizer": False})) == 110 * 4

@@ -1,0 +1,46 @@
+"""The loss on rows that are not trained."""
+
+from pathlib import Path
+
+from xtuner.dataset.collate import collate
+from xtuner.engine.callbacks.paused import paused
+from xtuner.engine.run import Callback, Run
+from xtuner.engine.step import to_device
+from xtuner.log import LOGGER
+
+
+class Validation(Callback):
+    """Every `loop.validate_every` iterations, or at each checkpoint, and at the end; weighted by targets."""
+
+    def __init__(self) -> None:
+        self.done = -1
+
+    def after_iteration(self, run: Run) -> None:
+        """Validate where the cadence says so."""
+        every = run.spec.loop.validate_every
+        if (every is not None and run.iteration % every == 0) or run.last:
+            self.validate(run)
+
+    def after_checkpoint(self, run: Run, path: Path) -> None:
+        """Validate at checkpoints when there is no cadence."""
+        if run.spec.loop.validate_every is None:
+            self.validate(run)
+
+    def validate(self, run: Run) -> None:
+        """Measure, log and write `val_loss`, once per iteration."""
+        packs = run.data.validation
+        if packs is None or self.done == run.iteration:
+            return
+        self.done = run.iteration
+        size = run.spec.loop.batch_size
+        total = weight = 0.0
+        with paused(run.model), run.strategy.autocast():
+            for first in range(0, len(packs), size):
+                rows = list(range(first, min(first + size, len(packs))))
+                batch = collate([packs[row] for row in rows], rows)
+                loss = run.objective(run.model, to_device(batch, run.strategy.device))
+                total += float(loss.total)
+                weight += float(loss.weight)
+        value = total / max(weight, 1.0)
+        LOGGER.info("Iter(val) [%d/%d]  loss: %.4f", run.iteration, run.num_iters, value)
+        run.work.write_scalars({"val_loss": value, "iter": run.iteration, "step": run.iteration})

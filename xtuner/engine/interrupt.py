@@ -1,0 +1,56 @@
+"""Ctrl-C and SIGTERM: a wish to stop that waits for the end of the iteration."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
+
+@dataclass
+class Wish:
+    """Whether someone asked to stop."""
+
+    signal: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What was pressed or sent."""
+        return NAMES[signal.Signals(self.signal)] if self.signal is not None else ""
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code shells expect: 128 and the signal's number."""
+        assert self.signal is not None
+        return 128 + self.signal
+
+
+@contextmanager
+def listen() -> Iterator[Wish]:
+    """Turn the first Ctrl-C or SIGTERM into a wish; a second one acts at once, as it did before.
+
+    Outside the main thread, where Python lets nobody listen, nothing changes.
+    """
+    wish = Wish()
+    if threading.current_thread() is not threading.main_thread():
+        yield wish
+        return
+    previous: dict[int, Any] = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        wish.signal = number
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    for each in map(int, NAMES):
+        previous[each] = signal.getsignal(each)
+        signal.signal(each, note)
+    try:
+        yield wish
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)

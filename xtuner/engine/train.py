@@ -1,0 +1,95 @@
+"""One call from a `RunSpec` to a work dir with a trained model in it."""
+
+import platform
+import shlex
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from xtuner.checkpoint.adapter import file_name, write_adapter
+from xtuner.checkpoint.run_record import RunRecord, describe_base, installed_versions
+from xtuner.config.dump import dump_yaml
+from xtuner.config.spec import RunSpec
+from xtuner.conversation.jinja import to_jinja
+from xtuner.engine.build import build_run
+from xtuner.engine.interrupt import listen
+from xtuner.engine.loop import run_loop
+from xtuner.engine.memory import advise, is_out_of_memory
+from xtuner.engine.run import Run
+from xtuner.engine.workdir import WorkDir
+from xtuner.errors import UserError
+from xtuner.log import LOGGER
+from xtuner.model.lora import adapter_config
+
+
+def train(spec: RunSpec, *, name: str = "run", dump: tuple[str, str] | None = None) -> Path:
+    """Run a spec to its end; returns the work dir.
+
+    `name` names the default work dir and the experiment. `dump` is file name and text of the config copy; None: the
+    spec as YAML.
+
+    Raises:
+        UserError: what went wrong and what to type; 130 or 143 as exit code when someone stopped it.
+    """
+    config_name, config_text = dump or (f"{name}.yaml", dump_yaml(spec))
+    work = WorkDir(Path(spec.work_dir or Path("work_dirs") / name), config_name, config_text)
+    record = RunRecord(
+        spec=spec.model_dump(mode="json"),
+        base=describe_base(spec.model.path),
+        versions=installed_versions(),
+        config=config_name,
+    )
+    try:
+        work.note(describe_environment(record.versions))
+        work.note(f"Config:\n{config_text}")
+        work.write_record(record)
+        try:
+            run = build_run(spec, name, work, record)
+            with listen() as run.wish:
+                run_loop(run)
+            finish(run)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError("The memory ran out before training began.", advise(spec)) from error
+    except BaseException as error:
+        work.note(f"Ended: {error!r}" if not isinstance(error, UserError) else f"Ended: {error}")
+        if record.status == "running":
+            record.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        with suppress(UserError):  # the disk may be what failed
+            work.write_record(record)
+        raise
+    finally:
+        work.close()
+    return work.folder
+
+
+def finish(run: Run) -> None:
+    """Export the adapter, complete the record, and say what can be done with it."""
+    folder = shlex.quote(str(run.work.folder))
+    if run.spec.model.lora is not None:
+        named = {file_name(name): tensor for name, tensor in run.strategy.gather().items()}
+        tensors = {name: tensor for name, tensor in named.items() if name is not None}
+        template = to_jinja(run.template) if run.template else None
+        write_adapter(run.work.adapter, adapter_config(run.model), tensors, chat_template=template)
+        run.record.adapter = run.work.adapter.name
+    run.record.status = "finished"
+    run.work.write_record(run.record)
+    LOGGER.info("Finished: %s", run.work.folder)
+    if not run.record.adapter and not run.kept:
+        LOGGER.warning("The trained weights were not saved (checkpoint.every and checkpoint.last are off).")
+        return
+    LOGGER.info("To talk to it, type: xtuner chat %s", folder)
+    way = "merge" if run.record.adapter else "pth_to_hf"
+    LOGGER.info("To make one model of it for other programs, type: xtuner convert %s %s ./merged", way, folder)
+
+
+def describe_environment(versions: dict[str, str]) -> str:
+    """Say on what a run ran, for its log."""
+    lines = [f"{name}: {version}" for name, version in versions.items()]
+    lines += [f"platform: {platform.platform()}", f"CPU threads: {torch.get_num_threads()}"]
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        lines.append(f"card {index}: {card.name}, {card.total_memory / 2**30:.0f} GiB")
+    return "Environment:\n" + "\n".join(f"    {line}" for line in lines)
