@@ -1,1 +1,31 @@
-"""TODO"""
+"""The command line: parses words, loads a spec, calls one function, returns its exit code.
+
+Every command is a module with `add_arguments(parser)` and `run(args) -> int` that imports nothing heavy before `run`.
+"""
+
+from collections.abc import Mapping
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "quickstart": ("xtuner.cli.quickstart", "fine-tune the built-in model, offline, in about a minute"),
+    "list-cfg": ("xtuner.cli.list_cfg", "list the built-in configs"),
+    "copy-cfg": ("xtuner.cli.copy_cfg", "copy a built-in config, to edit it"),
+    "train": ("xtuner.cli.train", "train from a config, or from a model and a data file"),
+    "convert": ("xtuner.cli.convert", "pth_to_hf, merge, split: turn checkpoints into models that others load"),
+    "chat": ("xtuner.cli.chat", "talk to a model, a merged folder or a run"),
+    "version": ("xtuner.cli.version", "say which version this is"),
+    "help": ("xtuner.cli.help", "show this help"),
+}
+"""Command -> (module, what it does)."""
+
+LATER: Mapping[str, str] = {
+    "log-dataset": "looking at prepared data",
+    "check-custom-dataset": "looking at prepared data",
+    "list-dataset-format": "the list of row formats",
+    "test": "testing on MMLU",
+    "mmbench": "testing models that see pictures",
+    "eval_refcoco": "testing models that see pictures",
+    "preprocess": "preparing arXiv and RefCOCO data",
+}
+"""Commands of 0.1.x that this version does not have yet -> what they are for."""
+
+__all__ = ["COMMANDS", "LATER"]
