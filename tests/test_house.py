@@ -20,7 +20,8 @@ FLOORS = {
     3: {"objective", "generate"},
     4: {"engine", "export"},
     5: {"apps"},
-    6: {"cli", "__main__"},
+    6: {"cli"},
+    7: {"__main__"},
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 
