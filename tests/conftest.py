@@ -1,1 +1,6 @@
 """Its place puts this folder on the import path, so that every test can `import tiny`."""
+
+import os
+
+# As the command line does it: tests run on machines that do other things too.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

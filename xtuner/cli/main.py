@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from xtuner.cli import COMMANDS, LATER
-from xtuner.errors import UserError, did_you_mean
+from xtuner.errors import UserError, did_you_mean, is_out_of_memory
 from xtuner.log import quiet_libraries, setup_screen
 
 ALIASES = {"-h": "help", "--help": "help", "-v": "version", "--version": "version"}
@@ -19,6 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     `XTUNER_DEBUG=1` lets every error through with its traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    # OpenMP threads that wait for one another sleep instead of spinning: on cores that something else uses too,
+    # spinning made training on a CPU four times slower. Must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     quiet_libraries()
     setup_screen()
     debug = os.environ.get("XTUNER_DEBUG") == "1"
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def explain(error: Exception) -> str:
     """Say in a line or two what a failure is that nobody has foreseen."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return "The memory ran out.\nUse a smaller model, a smaller batch_size or max_length, or load it in 4 bits."
     first = (str(error).strip().splitlines() or ["no message"])[0]
     return f"{type(error).__name__}: {first}\nXTUNER_DEBUG=1 shows where."

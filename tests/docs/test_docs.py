@@ -1,0 +1,34 @@
+"""The documentation says what the code does."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from xtuner.conversation.builtin import TEMPLATES
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+
+
+def test_tables_of_settings_are_up_to_date() -> None:
+    done = subprocess.run([sys.executable, ROOT / "tools" / "config_page.py", "--check"])
+    assert done.returncode == 0, "type: python tools/config_page.py"
+
+
+def test_templates_are_listed() -> None:
+    for page in ("docs/en/config.md", "docs/zh_cn/config.md"):
+        listed = (ROOT / page).read_text("utf-8").rpartition("\n\n")[2].replace("\n", " ").split(", ")
+        assert {name.strip() for name in listed} == set(TEMPLATES) - {"plain"}
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_both_languages_have_every_page() -> None:
+    names = [{page.name for page in (ROOT / "docs" / language).glob("*.md")} for language in ("en", "zh_cn")]
+    assert names[0] == names[1]
