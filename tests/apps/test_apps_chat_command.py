@@ -1,6 +1,9 @@
 """`xtuner chat` as it is typed: a process with a real stdin, and the words that it refuses."""
 
 import os
+import re
+import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny import make_tiny_internlm2
 
 from xtuner.apps.repl import PROMPT
@@ -41,32 +45,40 @@ def test_a_conversation_from_a_pipe(model: Path) -> None:
     assert said[4] == "Log: Exit!\n"
 
 
-def test_ctrl_c_stops_the_answer_and_then_the_program(model: Path) -> None:
-    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+def test_ctrl_c_stops_the_answer_and_then_the_program(model: Path, tmp_path: Path) -> None:
+    endless = tmp_path / "endless"
+    shutil.copytree(model, endless)
+    weights = load_file(endless / "model.safetensors")
+    weights["output.weight"][[2, 750]] = 0  # </s> and <|im_end|> are never the likeliest
+    save_file(weights, endless / "model.safetensors", metadata={"format": "pt"})
     process = subprocess.Popen(
-        command(model, "--max-new-tokens", 1900, "--temperature", 1.9, "--top-p", 1, "--top-k", 0),
+        command(endless, "--max-new-tokens", 100_000, "--temperature", 0, "--show-special-tokens"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
-        env=env,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     assert process.stdin is not None
     assert process.stdout is not None
+    text, deadline = "", time.monotonic() + 60
+
+    def read_until(pattern: str) -> None:
+        nonlocal text
+        while not re.search(pattern, text, re.DOTALL):
+            ready, _, _ = select.select([process.stdout], [], [], max(0, deadline - time.monotonic()))
+            more = os.read(process.stdout.fileno(), 65536) if ready else b""  # type: ignore[union-attr]
+            assert more, f"no more output after {text!r}"
+            text += more.decode("utf-8", "replace")
+
     try:
-        process.stdin.write("hello\n\n")
+        process.stdin.write(b"hello\n\n")
         process.stdin.flush()
-        text = ""
-        while ">>> " not in text or len(text.split(">>> ")[1]) < 20:  # the answer has begun
-            text += process.stdout.read(1)
+        read_until(r">>> .{20}")  # the answer has begun
         process.send_signal(signal.SIGINT)
-        while "Log: Stopped." not in text:
-            text += process.stdout.read(1)
-        while text.count(">>> ") < 2:
-            text += process.stdout.read(1)
-        time.sleep(0.2)
+        read_until(r"Log: Stopped\.\n.*>>> ")
+        time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        assert process.stdout.read().endswith("Log: Exit!\n")
-        assert process.wait(timeout=30) == 0
+        read_until(r"Log: Exit!\n$")
+        assert process.wait(timeout=60) == 0
     finally:
         process.kill()
         process.wait()

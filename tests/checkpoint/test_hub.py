@@ -50,3 +50,17 @@ def test_hub_ids_offline(tmp_path: Path) -> None:
     assert known == "['config.json', 'model.safetensors']"
     assert unknown.startswith("Lab/unknown is neither a folder here nor a model that can be reached on the hub.")
     assert bad.startswith("There is no model folder bad//id.")
+
+
+def test_without_a_network_nobody_waits(tmp_path: Path) -> None:
+    proxies = {"http_proxy", "https_proxy", "all_proxy", "hf_hub_offline"}
+    env = {key: value for key, value in os.environ.items() if key.lower() not in proxies}
+    done = subprocess.run(
+        [sys.executable, "-c", FIND, "Lab/unknown"],
+        capture_output=True,
+        text=True,
+        env={**env, "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"},
+        timeout=60,
+    )
+    assert done.stdout.startswith("Lab/unknown is neither a folder here nor a model that can be reached on the hub.")
+    assert done.stderr == ""

@@ -1,5 +1,6 @@
 """Talking in a terminal: reads a question of several lines, shows the answer while it comes, keeps the history."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import TextIO
@@ -11,6 +12,19 @@ from xtuner.errors import UserError
 PROMPT = "double enter to end input (EXIT: exit chat, RESET: reset history) >>> "
 
 
+def read_line(prompt: str) -> str:
+    """Read one line from the terminal or a pipe.
+
+    Raises:
+        EOFError: the input has ended.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    # After a first computation on a CUDA card a read is resumed after Ctrl-C instead of being interrupted:
+    # putting Python's handler in again mends that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return input(prompt)
+
+
 def talk(
     model: ChatModel,
     sampling: Sampling,
@@ -18,7 +32,7 @@ def talk(
     system: str = "",
     bot_name: str = "",
     streaming: bool = True,
-    read: Callable[[str], str] = input,
+    read: Callable[[str], str] = read_line,
     out: TextIO | None = None,
 ) -> None:
     """Talk until EXIT, the end of the input, or Ctrl-C at the prompt; Ctrl-C during an answer stops only the answer.

@@ -1,5 +1,6 @@
 """The `.pth` file of a run: written so that it is never half there, read so that no code comes out of it."""
 
+import errno
 import pickle
 import re
 from collections.abc import Mapping
@@ -58,6 +59,8 @@ def load_state(path: Path) -> dict[str, Any]:
             "Use a checkpoint written by this version.",
         ) from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # torch seeks to where the end of a cut zip file should be
+            raise UserError(f"{path} is cut short.", "Use an earlier checkpoint.") from error
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} is not a checkpoint, or it is cut short.", "Use an earlier checkpoint.") from error

@@ -19,8 +19,10 @@ from xtuner.conversation.detect import detect_template
 from xtuner.errors import UserError
 from xtuner.export.companion import Words, read_config_json, write_companions
 from xtuner.export.fold import Fold, embedding_name, head_name
+from xtuner.export.full import refuse_folder, words_of, write_full
 from xtuner.export.streamed import Unnamed
-from xtuner.export.to_hf import read_trained, refuse_folder, to_adapter, words_of, write_full
+from xtuner.export.to_hf import to_adapter
+from xtuner.export.trained import read_trained
 from xtuner.export.verify import compare
 from xtuner.log import LOGGER
 from xtuner.model.load import load_tokenizer

@@ -8,25 +8,15 @@ import torch
 from torch import Tensor
 
 from xtuner.checkpoint.adapter import file_name, module_name, write_adapter
-from xtuner.checkpoint.folder import fresh_folder, require_space, writing
-from xtuner.checkpoint.hub import find_folder
-from xtuner.checkpoint.shards import ShardReader, ShardWriter, read_size
-from xtuner.checkpoint.state import load_state
+from xtuner.checkpoint.shards import ShardReader, read_size
 from xtuner.config.spec import LoraSpec, RunSpec
 from xtuner.conversation.builtin import find_template
-from xtuner.conversation.detect import detect_template
 from xtuner.conversation.jinja import to_jinja
-from xtuner.conversation.template import ChatTemplate
 from xtuner.errors import UserError
-from xtuner.export.companion import Words, write_companions
+from xtuner.export.trained import narrow, read_trained
 from xtuner.log import LOGGER
-from xtuner.model.load import load_tokenizer
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-LATER = ("projector.", "visual_encoder.", "v_head.", "model.vision_model.", "model.mlp1.")
-"""Beginnings of names in checkpoints of other kinds of models than language models."""
-REFERENCE = "ref_llm."
-"""A frozen copy that 0.1.x saved beside a fully trained DPO model; nobody needs it."""
 
 
 def pth_to_hf(
@@ -69,28 +59,9 @@ def pth_to_hf(
         tell(f"Saving to {save_dir} ({len(tensors)} weights as {dtype})...")
         write_adapter(save_dir, config, tensors, safe, chat_template=jinja, extra=extra)
         return
+    from xtuner.export.full import write_full  # transformers takes seconds, which adapters need not wait for
+
     write_full(spec, state, save_dir, dtype=target, max_bytes=limit, safe=safe, extra=extra, tell=tell)
-
-
-def read_trained(pth: Path) -> dict[str, Tensor]:
-    """Read the trained weights of a checkpoint, without the `llm.` of 0.1.x; tensors stay on the disk until touched.
-
-    Raises:
-        UserError: no checkpoint, or one of a kind that is not a language model's.
-    """
-    content = load_state(pth)
-    state = content.get("state_dict", content)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{pth} holds no state_dict of weights.", "Give a checkpoint such as iter_500.pth.")
-    strange = sorted(name for name in state if name.startswith(LATER))
-    if strange:
-        raise UserError(
-            f"{pth} holds {strange[0]}: checkpoints of vision and reward models cannot be converted yet.",
-            "This version converts language models.",
-        )
-    if not state:
-        raise UserError(f"{pth} holds no weights.", "Give a checkpoint such as iter_500.pth.")
-    return {name.removeprefix("llm."): value for name, value in state.items() if not name.startswith(REFERENCE)}
 
 
 def to_adapter(lora: LoraSpec, base: str, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -133,101 +104,6 @@ def to_adapter(lora: LoraSpec, base: str, state: Mapping[str, Tensor]) -> tuple[
         "init_lora_weights": True,
     }
     return config, tensors
-
-
-def write_full(
-    spec: RunSpec,
-    state: Mapping[str, Tensor],
-    save_dir: Path,
-    *,
-    dtype: torch.dtype | None,
-    max_bytes: int,
-    safe: bool,
-    extra: Mapping[str, str] | None = None,
-    template: ChatTemplate | None = None,
-    tell: Callable[[str], None] = LOGGER.info,
-) -> None:
-    """Write a fully trained model as shards, tensor by tensor, with everything that belongs beside them.
-
-    `dtype` None: that of the base. What the checkpoint does not hold (buffers) comes from the base.
-
-    Raises:
-        UserError: the checkpoint does not fit the base; the disk is full.
-    """
-    base = find_folder(spec.model.path, weights=True)
-    refuse_folder(save_dir, base)
-    reader = ShardReader(base)
-    unknown = sorted(name for name in state if name not in reader)
-    if unknown:
-        raise UserError(
-            f"The checkpoint does not fit {base}: it holds {len(unknown)} weights that are not there, "
-            f"such as {', '.join(unknown[:3])}.",
-            "Give the config that this checkpoint was trained with.",
-        )
-    words = words_of(spec, base, template)
-    require_space(save_dir, sum(value.numel() * (dtype or value.dtype).itemsize for value in state.values()))
-    tell(f"Saving to {save_dir} ...")
-    with fresh_folder(save_dir) as aside:
-        with ShardWriter(aside, max_bytes, safe) as writer:
-            for name in reader.names():
-                shape = reader.shape(name)
-                if name in state and tuple(state[name].shape) != shape:
-                    raise UserError(
-                        f"The checkpoint does not fit {base}: {name} is {tuple(state[name].shape)}, and {shape} there.",
-                        "Give the config that this checkpoint was trained with.",
-                    )
-                tensor = reader.get(name)
-                kind = dtype or tensor.dtype
-                if name in state:
-                    tensor = state[name]
-                writer.add(name, narrow(name, tensor, kind) if tensor.is_floating_point() else tensor)
-        write_companions(base, aside, words, dtype=dtype, tell=tell)
-        with writing(save_dir):
-            for name, text in (extra or {}).items():
-                (aside / name).write_text(text, "utf-8")
-
-
-def words_of(spec: RunSpec, base: Path, template: ChatTemplate | None = None) -> Words:
-    """Return the tokenizer and the template of a run: the given one, that of its data, or that of its base."""
-    folder = find_folder(spec.model.tokenizer, weights=False) if spec.model.tokenizer else base
-    tokenizer = load_tokenizer(
-        str(folder), options=spec.model.tokenizer_options, trust_remote_code=spec.model.trust_remote_code
-    )
-    name = spec.data.template or detect_template(base)
-    template = template or (find_template(name) if name else None)
-    tokens = {key: value for key, value in spec.model.tokenizer_options.items() if key.endswith("_token")}
-    return Words(tokenizer, folder, template, tokens)
-
-
-def narrow(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast a weight, and refuse to lose it.
-
-    Raises:
-        UserError: values that are no numbers, or too large for `dtype`.
-    """
-    cast = tensor.to(dtype)
-    if bool(torch.isfinite(cast).all()):
-        return cast
-    if bool(torch.isfinite(tensor).all()):
-        raise UserError(
-            f"{name} has values that {str(dtype).removeprefix('torch.')} cannot hold.",
-            "Add --dtype bfloat16 or --fp32.",
-        )
-    raise UserError(f"{name} has values that are no numbers: the training diverged.", "Use an earlier checkpoint.")
-
-
-def refuse_folder(save_dir: Path, *sources: Path) -> None:
-    """Refuse to write a model over one of its sources, or next to an adapter that loaders would put on top of it.
-
-    Raises:
-        UserError: such a folder.
-    """
-    if any(save_dir.exists() and save_dir.resolve() == source.resolve() for source in sources):
-        raise UserError(f"{save_dir} is the folder that is read from.", "Give another folder to save into.")
-    if (save_dir / "adapter_config.json").exists():
-        raise UserError(
-            f"{save_dir} holds an adapter, which loaders would put on top of the model.", "Give another folder."
-        )
 
 
 def _check_base(path: str, tensors: Mapping[str, Tensor]) -> None:

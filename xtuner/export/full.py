@@ -1,0 +1,98 @@
+"""A fully trained model becomes a folder that others load: shards, and everything that belongs beside them."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from xtuner.checkpoint.folder import fresh_folder, require_space, writing
+from xtuner.checkpoint.hub import find_folder
+from xtuner.checkpoint.shards import ShardReader, ShardWriter
+from xtuner.config.spec import RunSpec
+from xtuner.conversation.builtin import find_template
+from xtuner.conversation.detect import detect_template
+from xtuner.conversation.template import ChatTemplate
+from xtuner.errors import UserError
+from xtuner.export.companion import Words, write_companions
+from xtuner.export.trained import narrow
+from xtuner.log import LOGGER
+from xtuner.model.load import load_tokenizer
+
+
+def write_full(
+    spec: RunSpec,
+    state: Mapping[str, Tensor],
+    save_dir: Path,
+    *,
+    dtype: torch.dtype | None,
+    max_bytes: int,
+    safe: bool,
+    extra: Mapping[str, str] | None = None,
+    template: ChatTemplate | None = None,
+    tell: Callable[[str], None] = LOGGER.info,
+) -> None:
+    """Write a fully trained model as shards, tensor by tensor, with everything that belongs beside them.
+
+    `dtype` None: that of the base. What the checkpoint does not hold (buffers) comes from the base.
+
+    Raises:
+        UserError: the checkpoint does not fit the base; the disk is full.
+    """
+    base = find_folder(spec.model.path, weights=True)
+    refuse_folder(save_dir, base)
+    reader = ShardReader(base)
+    unknown = sorted(name for name in state if name not in reader)
+    if unknown:
+        raise UserError(
+            f"The checkpoint does not fit {base}: it holds {len(unknown)} weights that are not there, "
+            f"such as {', '.join(unknown[:3])}.",
+            "Give the config that this checkpoint was trained with.",
+        )
+    words = words_of(spec, base, template)
+    require_space(save_dir, sum(value.numel() * (dtype or value.dtype).itemsize for value in state.values()))
+    tell(f"Saving to {save_dir} ...")
+    with fresh_folder(save_dir) as aside:
+        with ShardWriter(aside, max_bytes, safe) as writer:
+            for name in reader.names():
+                shape = reader.shape(name)
+                if name in state and tuple(state[name].shape) != shape:
+                    raise UserError(
+                        f"The checkpoint does not fit {base}: {name} is {tuple(state[name].shape)}, and {shape} there.",
+                        "Give the config that this checkpoint was trained with.",
+                    )
+                tensor = reader.get(name)
+                kind = dtype or tensor.dtype
+                if name in state:
+                    tensor = state[name]
+                writer.add(name, narrow(name, tensor, kind) if tensor.is_floating_point() else tensor)
+        write_companions(base, aside, words, dtype=dtype, tell=tell)
+        with writing(save_dir):
+            for name, text in (extra or {}).items():
+                (aside / name).write_text(text, "utf-8")
+
+
+def words_of(spec: RunSpec, base: Path, template: ChatTemplate | None = None) -> Words:
+    """Return the tokenizer and the template of a run: the given one, that of its data, or that of its base."""
+    folder = find_folder(spec.model.tokenizer, weights=False) if spec.model.tokenizer else base
+    tokenizer = load_tokenizer(
+        str(folder), options=spec.model.tokenizer_options, trust_remote_code=spec.model.trust_remote_code
+    )
+    name = spec.data.template or detect_template(base)
+    template = template or (find_template(name) if name else None)
+    tokens = {key: value for key, value in spec.model.tokenizer_options.items() if key.endswith("_token")}
+    return Words(tokenizer, folder, template, tokens)
+
+
+def refuse_folder(save_dir: Path, *sources: Path) -> None:
+    """Refuse to write a model over one of its sources, or next to an adapter that loaders would put on top of it.
+
+    Raises:
+        UserError: such a folder.
+    """
+    if any(save_dir.exists() and save_dir.resolve() == source.resolve() for source in sources):
+        raise UserError(f"{save_dir} is the folder that is read from.", "Give another folder to save into.")
+    if (save_dir / "adapter_config.json").exists():
+        raise UserError(
+            f"{save_dir} holds an adapter, which loaders would put on top of the model.", "Give another folder."
+        )
