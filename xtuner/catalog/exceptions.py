@@ -13,6 +13,13 @@ LLAMA2_70B_LORA: dict[str, Any] = {
         "target_modules": ["gate_proj", "down_proj", "up_proj"],
     },
 }
+LLAMA2_70B_INT8: dict[str, Any] = {
+    **LLAMA2_70B_LORA,
+    "lora": {**LLAMA2_70B_LORA["lora"], "r": 16, "lora_dropout": 0.05},
+}
+FLASH: dict[str, Any] = {"dtype": "bfloat16", "attention": "flash_attention_2"}
+LARGE_FULL = {"batch_size": 1, "accumulate": 8}
+LARGE_LORA = {"batch_size": 2, "accumulate": 4}
 STARCODER: dict[str, Any] = {
     "lr": 1e-4,
     "weight_decay": 0.05,
@@ -36,14 +43,20 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
     "internlm_7b_full_alpaca_enzh_e3": INTERNLM_FULL,
     "internlm_7b_full_alpaca_enzh_oasst1_e3": INTERNLM_FULL,
     "internlm_7b_full_alpaca_zh_e3": INTERNLM_FULL,
+    "internlm_7b_full_intern_repo_dataset_template": {"path": "/path/to/your/base/model"},
     "internlm_7b_full_oasst1_e3": INTERNLM_FULL,
+    "internvl_v1_5_internlm2_26b_finetune": LARGE_FULL,
+    "internvl_v1_5_internlm2_26b_lora_finetune": LARGE_LORA,
+    "internvl_v1_5_internlm2_26b_qlora_finetune": LARGE_LORA,
+    "internvl_v2_internlm2_26b_finetune": LARGE_FULL,
+    "internvl_v2_internlm2_26b_lora_finetune": LARGE_LORA,
+    "internvl_v2_internlm2_26b_qlora_finetune": LARGE_LORA,
     "llama2_70b_full_wizardlm_e1": {"accumulate": 4, "epochs": 3, "half": False},
-    "llama2_70b_int8_lora_open_platypus_e1": {
-        **LLAMA2_70B_LORA,
-        "lora": {**LLAMA2_70B_LORA["lora"], "r": 16, "lora_dropout": 0.05},
-    },
+    "llama2_70b_int8_lora_open_platypus_e1": LLAMA2_70B_INT8,
+    "llama2_70b_int8_lora_open_platypus_e1_hf": LLAMA2_70B_INT8,
     "llama2_70b_qlora_custom_sft_e1": LLAMA2_70B_LORA,
     "llama2_70b_qlora_open_platypus_e1": LLAMA2_70B_LORA,
+    "llama2_70b_qlora_open_platypus_e1_hf": LLAMA2_70B_LORA,
     "llama2_7b_full_alpaca_enzh_128k_sp8": {"path": "meta-llama/Llama-2-7b"},
     "llama2_7b_full_alpaca_enzh_1M_sp16": {"path": "meta-llama/Llama-2-7b"},
     "llama2_7b_full_alpaca_enzh_256k_sp8": {"path": "meta-llama/Llama-2-7b"},
@@ -58,9 +71,28 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
         "quant_storage": True,
         "num_questions_iters": 50,
     },
+    "llama3_8b_instruct_reward_full_varlenattn_ultrafeedback": {"reward_token": 128002},
+    "llava_internlm2_chat_20b_clip_vit_large_p14_336_e1_gpu8_finetune": {"batch_size": 4, "accumulate": 4},
+    "llava_internlm2_chat_20b_qlora_clip_vit_large_p14_336_lora_e1_gpu8_finetune": {"batch_size": 8, "accumulate": 2},
     "minicpm_1b_full_alpaca_zh_e3": {"data": ("alpaca_zh_as_en",)},
     "minicpm_1b_full_custom_pretrain_e1": {"accumulate": 1},
+    "minicpm_1b_dpo_qlora": {"tokenizer": {}},
+    "minicpm_2b_dpo_qlora": {"tokenizer": {}},
     "minicpm_2b_full_alpaca_zh_e3": {"data": ("alpaca_zh_as_en",)},
+    "mistral_7b_full_finetune_custom_dataset_e1": {**FLASH, "template": "mistral"},
+    "mistral_7b_full_finetune_custom_sft_e1": FLASH,
+    "mistral_7b_qlora_skypile_pretrain_e1": {
+        "llm": "MistralForCausalLM",
+        "tokenizer_type": "LlamaTokenizer",
+        "lora": {"r": 64, "lora_alpha": 16, "lora_dropout": 0.05},
+    },
+    "mistral_7b_w_tokenized_dataset": {**FLASH, "tokenizer_path": "/new/tokenizer/path", "workers": 0},
+    "mistral_7b_w_untokenized_dataset": {
+        **FLASH,
+        "data": ("untokenized_template",),
+        "template": "mistral",
+        "workers": 0,
+    },
     "mixtral_8x7b_full_oasst1_e3": {"throughput": "after"},
     "mixtral_8x7b_instruct_full_oasst1_e3": {"throughput": "after"},
     "qwen1_5_110b_chat_full_alpaca_e3": QWEN_110B_FULL,

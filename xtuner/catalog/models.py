@@ -1,8 +1,9 @@
 """Models of the recipe book: the checkpoint, its chat template, and the recipes that there are for it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from xtuner.catalog.model_row import Model, row
+from xtuner.catalog.vision_models import VISION_MODELS
 
 ALPACAS = "qlora_alpaca_e3 qlora_alpaca_enzh_e3 qlora_alpaca_enzh_oasst1_e3 qlora_alpaca_zh_e3"
 CHAT = f"{ALPACAS} qlora_code_alpaca_e3 qlora_lawyer_e3 qlora_oasst1_512_e3 qlora_oasst1_e3 qlora_open_platypus_e3"
@@ -16,27 +17,13 @@ PRETRAIN = "full_custom_pretrain_e1"
 SFT = "qlora_custom_sft_e1"
 DATASET = "full_finetune_custom_dataset_e1"
 MSAGENT = "qlora_msagent_react_e3_gpu8"
-
-
-@dataclass(frozen=True)
-class Model:
-    """A row. `settings` are what its configs say whatever the recipe; see `page.Page`."""
-
-    key: str
-    """What names of its configs begin with."""
-    path: str
-    recipes: frozenset[str]
-    template: str = "default"
-    parallel: bool = False
-    """Whether its configs speak of `sequence_parallel_size`."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-def row(
-    key: str, path: str, recipes: str, template: str = "default", *, parallel: bool = False, **settings: Any
-) -> Model:
-    """Make a row; `recipes` are separated by blanks."""
-    return Model(key, path, frozenset(recipes.split()), template, parallel, settings)
+MOSS = "qlora_moss_sft_all_e1 qlora_moss_sft_all_e2_gpu8 qlora_moss_sft_plugins_e1"
+PREFERENCE = (
+    "dpo_full dpo_full_varlenattn dpo_full_varlenattn_jsonl_dataset"
+    " orpo_full orpo_full_varlenattn orpo_full_varlenattn_jsonl_dataset"
+    " reward_full_ultrafeedback reward_full_varlenattn_ultrafeedback reward_full_varlenattn_jsonl_dataset"
+    " reward_qlora_varlenattn_ultrafeedback"
+)
 
 
 GLM3: dict[str, Any] = {"tokenizer": {"encode_special_tokens": True}, "padding_side": "left"}
@@ -51,12 +38,37 @@ EXPERTS_LORA = {
     "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2", "w3"],
 }
 
+# the schedule only falls; the experts of a layer lie in few large tensors
+DEEPSEEK_V2: dict[str, Any] = {
+    "llm": "DeepseekV2ForCausalLM",
+    "data": ("alpaca_alone",),
+    "accumulate": 1,
+    "workers": 4,
+    "lr": 1e-5,
+    "warmup_start": None,
+    "save_steps": 50,
+    "save_variable": True,
+    "log_interval": 1,
+    "log_window": True,
+    "questions": None,
+    "throughput": "before",
+    "further_hooks": ("HFCheckpointHook",),
+}
+
+
+def shards(num_experts: int) -> dict[str, str]:
+    """Say how many experts lie in a tensor."""
+    return {"moe_implementation": "'shard'", "expert_in_one_shard": str(num_experts)}
+
+
 INTERNLM = (
     row(
         "internlm_7b",
         "internlm/internlm-7b",
-        f"{ALL} {MSAGENT} qlora_json_e3 full_oasst1_e3 {BOTH}"
-        " full_alpaca_zh_e3 full_alpaca_enzh_e3 full_alpaca_enzh_oasst1_e3",
+        f"{ALL} {MSAGENT} {MOSS} qlora_json_e3 full_oasst1_e3 {BOTH}"
+        " full_alpaca_zh_e3 full_alpaca_enzh_e3 full_alpaca_enzh_oasst1_e3 full_intern_repo_dataset_template"
+        " qlora_oasst1_mmlu_e3 qlora_oasst1_e3_hf",
+        bot_name="InternLM",
     ),
     row("internlm_chat_7b", "internlm/internlm-chat-7b", ALL, "internlm_chat"),
     row("internlm_20b", "internlm/internlm-20b", f"{BASE} {MSAGENT}"),
@@ -85,6 +97,15 @@ INTERNLM = (
         "internlm2_chat",
         parallel=True,
     ),
+    row("internlm2_chat_1_8b", "internlm/internlm2-chat-1_8b-sft", PREFERENCE, "internlm2_chat"),
+    row("internlm2_chat_7b", "internlm/internlm2-chat-7b-sft", "dpo_qlora_varlenattn", "internlm2_chat"),
+    # 0.1.23 names the 7B model and loads the one of 1.8B
+    row(
+        "internlm2_chat_7b",
+        "internlm/internlm2-chat-1_8b-sft",
+        "orpo_qlora_varlenattn_ultrafeedback_e5",
+        "internlm2_chat",
+    ),
     row(
         "internlm2_5_chat_7b",
         "internlm/internlm2_5-7b-chat",
@@ -95,8 +116,8 @@ INTERNLM = (
 )
 
 BAICHUAN = (
-    row("baichuan_7b", "baichuan-inc/Baichuan-7B", f"{ALL} {SFT}"),
-    row("baichuan_13b_base", "baichuan-inc/Baichuan-13B-Base", ALL),
+    row("baichuan_7b", "baichuan-inc/Baichuan-7B", f"{ALL} {MOSS} {SFT}", bot_name="Baichuan"),
+    row("baichuan_13b_base", "baichuan-inc/Baichuan-13B-Base", f"{ALL} {MOSS}", bot_name="Baichuan"),
     row("baichuan_13b_chat", "baichuan-inc/Baichuan-13B-Chat", f"{ALL} {SFT}", "baichuan_chat"),
     row("baichuan2_7b_base", "baichuan-inc/Baichuan2-7B-Base", f"{BASE} {PRETRAIN}"),
     row("baichuan2_7b_chat", "baichuan-inc/Baichuan2-7B-Chat", f"{CHAT} {SFT}", "baichuan2_chat"),
@@ -111,21 +132,23 @@ CHATGLM = (
 )
 
 LLAMA = (
-    row("llama_7b", "huggyllama/llama-7b", ALL),
+    row("llama_7b", "huggyllama/llama-7b", f"{ALL} {MOSS}", bot_name="Llama"),
     row(
         "llama2_7b",
         "meta-llama/Llama-2-7b-hf",
-        f"{ALL} {PRETRAIN} {MSAGENT} full_wizardlm_e1"
+        f"{ALL} {PRETRAIN} {MSAGENT} {MOSS} full_wizardlm_e1 full_pgbooks_400iters_sp1 full_pgbooks_400iters_sp4"
         " full_alpaca_enzh_8k_sp1 full_alpaca_enzh_32k_sp1 full_alpaca_enzh_128k_sp8 full_alpaca_enzh_256k_sp8"
         " full_alpaca_enzh_1M_sp16",
         "llama2_chat",
         parallel=True,
+        bot_name="Llama2",
     ),
     row("llama2_7b_chat", "meta-llama/Llama-2-7b-chat-hf", f"{ALL} {SFT}", "llama2_chat", parallel=True),
     row(
         "llama2_70b",
         "meta-llama/Llama-2-70b-hf",
-        f"{PRETRAIN} {SFT} full_wizardlm_e1 int8_lora_open_platypus_e1"
+        f"{PRETRAIN} {SFT} full_wizardlm_e1 int8_lora_open_platypus_e1 int8_lora_open_platypus_e1_hf"
+        " qlora_open_platypus_e1_hf"
         " qlora_open_platypus_e1 full_alpaca_enzh_8k_sp1 full_alpaca_enzh_32k_sp4 full_alpaca_enzh_128k_sp8"
         " full_alpaca_enzh_256k_sp16",
         "llama2_chat",
@@ -139,7 +162,13 @@ LLAMA = (
         "llama3_chat",
         parallel=True,
     ),
-    row("llama3_8b_instruct", "meta-llama/Meta-Llama-3-8B-Instruct", BOTH, "llama3_chat", parallel=True),
+    row(
+        "llama3_8b_instruct",
+        "meta-llama/Meta-Llama-3-8B-Instruct",
+        f"{BOTH} dpo_qlora_varlenattn orpo_qlora_varlenattn_ultrafeedback_e5 reward_full_varlenattn_ultrafeedback",
+        "llama3_chat",
+        parallel=True,
+    ),
     row("yi_6b", "01-ai/Yi-6B", f"{PRETRAIN} {SFT} qlora_alpaca_enzh_e3", parallel=True),
     row("yi_34b", "01-ai/Yi-34B", f"{PRETRAIN} {SFT} qlora_alpaca_enzh_e3", parallel=True),
     row(
@@ -150,7 +179,14 @@ LLAMA = (
         parallel=True,
     ),
     row("zephyr_7b_beta", "HuggingFaceH4/zephyr-7b-beta", f"{PRETRAIN} {SFT} qlora_alpaca_e3", "zephyr", parallel=True),
-    row("mistral_7b", "mistralai/Mistral-7B-v0.1", PRETRAIN, "mistral", parallel=True),
+    row(
+        "mistral_7b",
+        "mistralai/Mistral-7B-v0.1",
+        f"{PRETRAIN} {DATASET} full_finetune_custom_sft_e1 qlora_skypile_pretrain_e1"
+        " w_tokenized_dataset w_untokenized_dataset",
+        "mistral",
+        parallel=True,
+    ),
 )
 
 QWEN1 = (
@@ -163,7 +199,7 @@ QWEN1 = (
         parallel=True,
         **QWEN_CHAT,
     ),
-    row("qwen_7b", "Qwen/Qwen-7B", f"{ALL} {PRETRAIN}", parallel=True, **QWEN),
+    row("qwen_7b", "Qwen/Qwen-7B", f"{ALL} {MOSS} {PRETRAIN}", parallel=True, bot_name="Qwen", **QWEN),
     row("qwen_7b_chat", "Qwen/Qwen-7B-Chat", f"{ALL} {SFT}", "qwen_chat", parallel=True, **QWEN_CHAT),
     row("qwen_72b", "Qwen/Qwen-72B", f"{ALPACAS} qlora_code_alpaca_e3 {PRETRAIN} {SFT}", parallel=True, **QWEN),
 )
@@ -172,6 +208,21 @@ SIZES = ("0.5B", "1.8B", "4B", "7B", "14B", "72B")
 QWEN1_5 = (
     row("qwen1_5_110b", "Qwen/Qwen1.5-110B", BOTH, parallel=True),
     row("qwen1_5_110b_chat", "Qwen/Qwen1.5-110B-Chat", f"{BOTH} qlora_alpaca_e3_16k_2gpus", "qwen_chat", parallel=True),
+    row(
+        "qwen1_5_moe_a2_7_b_chat",
+        "Qwen/Qwen1.5-MoE-A2.7B-Chat",
+        "full_alpaca_e3",
+        "qwen_chat",
+        parallel=True,
+        data=("alpaca", "alpaca_zh"),
+        max_length=32768,
+        shuffle_before_pack=False,
+        accumulate=1,
+        log_interval=1,
+        log_window=True,
+        num_questions_iters=50,
+        throughput="after",
+    ),
     *(
         row(f"qwen1_5_{size.lower().replace('.', '_')}", f"Qwen/Qwen1.5-{size}", f"{BOTH} {PRETRAIN}", parallel=True)
         for size in SIZES
@@ -256,9 +307,26 @@ OTHERS = (
         lora=SMALL_LORA,
     ),
     row(
+        "deepseek_v2_chat",
+        "deepseek-ai/DeepSeek-V2-Chat",
+        "full_alpaca_e3",
+        "deepseek_v2",
+        parallel=True,
+        **{**DEEPSEEK_V2, "llm_options": shards(10), "num_questions_iters": 25},
+    ),
+    row(
+        "deepseek_v2_lite_chat",
+        "deepseek-ai/DeepSeek-V2-Lite-Chat",
+        "full_alpaca_e3 full_alpaca_e3_32k_varlen",
+        "deepseek_v2",
+        parallel=True,
+        **{**DEEPSEEK_V2, "llm_options": shards(8), "num_questions_iters": 50},
+    ),
+    row("cohere_100b", "CohereForAI/c4ai-command-r-plus", "128k_sp32", "cohere_chat"),
+    row(
         "minicpm_1b",
         "openbmb/MiniCPM-1B-sft-bf16",
-        f"{PRETRAIN} full_alpaca_zh_e3 lora_alpaca_zh_e3 qlora_alpaca_zh_e3 qlora_alpaca_enzh_e3",
+        f"{PRETRAIN} dpo_qlora full_alpaca_zh_e3 lora_alpaca_zh_e3 qlora_alpaca_zh_e3 qlora_alpaca_enzh_e3",
         "minicpm",
         parallel=True,
         **MINICPM,
@@ -266,7 +334,7 @@ OTHERS = (
     row(
         "minicpm_2b",
         "openbmb/MiniCPM-2B-sft-bf16",
-        f"{PRETRAIN} full_alpaca_zh_e3 lora_alpaca_zh_e3 qlora_alpaca_zh_e3 qlora_alpaca_enzh_e3",
+        f"{PRETRAIN} dpo_qlora full_alpaca_zh_e3 lora_alpaca_zh_e3 qlora_alpaca_zh_e3 qlora_alpaca_enzh_e3",
         "minicpm",
         parallel=True,
         **MINICPM,
@@ -274,4 +342,13 @@ OTHERS = (
     row("starcoder", "bigcode/starcoder", f"{PRETRAIN} {SFT} qlora_stack_exchange_example"),
 )
 
-MODELS: tuple[Model, ...] = (*INTERNLM, *BAICHUAN, *CHATGLM, *LLAMA, *QWEN1, *QWEN1_5, *OTHERS)
+MODELS: tuple[Model, ...] = (
+    *INTERNLM,
+    *BAICHUAN,
+    *CHATGLM,
+    *LLAMA,
+    *QWEN1,
+    *QWEN1_5,
+    *OTHERS,
+    *VISION_MODELS,
+)

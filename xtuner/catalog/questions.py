@@ -23,8 +23,11 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
         "than 500 pages?",
         "CREATE TABLE visit (day DATE, city VARCHAR, guests INTEGER)\nHow many guests came to each city in total?",
     ),
+    "picture": ("请描述这张照片", "Please describe this picture"),
     "search": ("上海明天会下雨吗？",),
 }
+
+PICTURE = "https://llava-vl.github.io/static/images/view.jpg"
 
 AGENT = (
     "你可以先想一想，再决定是否使用工具。需要外部信息时，请写出工具的名字和参数，"

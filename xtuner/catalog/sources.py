@@ -16,10 +16,14 @@ class Source:
     """Arguments of `load_dataset`; `{path}` stands for the path variable."""
     alone: bool = False
     """Keeps its own variable when it is the only data set; others are then called `train_dataset`, at `data_path`."""
+    keeps_path: bool = False
+    """Keeps its path variable even when it is called `train_dataset`."""
     kind: str = "process_hf_dataset"
     loader_type: str = "load_dataset"
     settings: tuple[tuple[str, str], ...] = field(default=())
     """Further variables of PART 1."""
+    tokens: bool = False
+    """Whether rows are tokens already."""
 
 
 HUB = (("path", "{path}"),)
@@ -38,11 +42,44 @@ def own_files(map_function: str | None) -> Source:
     return Source("train_dataset", "data_files", FILES, map_function, JSON_FILES)
 
 
+def moss(variable: str, path: str) -> Source:
+    """Make a row of MOSS data."""
+    return Source(variable, f"{variable}_path", path, "", (), keeps_path=True, kind="MOSSSFTDataset")
+
+
+def packed(loader: str, *arguments: tuple[str, str], path: str = "/path/to/sft/data/folder") -> Source:
+    """Make a row of a folder of the InternLM team."""
+    kind = "build_packed_dataset"
+    return Source("train_dataset", "dataset_folder", path, None, arguments, kind=kind, loader_type=loader)
+
+
+ORDER = ("data_order_path", "None")
+TOKENIZED = (("folder", "{path}"), ("min_length", "0"), ("file_type", "'.bin'"))
+UNTOKENIZED = (
+    ("folder", "{path}"),
+    ("tokenizer", "tokenizer"),
+    ("max_length", "max_length"),
+    ("template_map_fn", "dict(type=template_map_fn_factory, template=prompt_template)"),
+    ("file_type", "'.json'"),
+)
+# the first eight of 136 files: enough for 400 iterations
+BOOK_FILES = (
+    "877a1768c20d5900",
+    "70d7d139dca61754",
+    "62d53594e098f3d8",
+    "8bd300fecc4c720e",
+    "2a9456b5f975ae95",
+    "ca38cf7907bb7555",
+    "1ae2e4c63f3966da",
+    "a00cc39a4ee65ab6",
+)
+
 SOURCES: dict[str, Source] = {
     "alpaca": Source("alpaca_en", "alpaca_en_path", "tatsu-lab/alpaca", "alpaca_map_fn", alone=True),
     "alpaca_zh": Source(
         "alpaca_zh", "alpaca_zh_path", "silk-road/alpaca-data-gpt4-chinese", "alpaca_zh_map_fn", alone=True
     ),
+    "alpaca_alone": single("tatsu-lab/alpaca", "alpaca_map_fn"),
     # Chinese rows under the English name: as the configs of MiniCPM have it
     "alpaca_zh_as_en": Source(
         "alpaca_en", "alpaca_en_path", "silk-road/alpaca-data-gpt4-chinese", "alpaca_zh_map_fn", alone=True
@@ -97,29 +134,28 @@ SOURCES: dict[str, Source] = {
     "custom_pretrain": own_files("pretrain_map_fn"),
     "custom_sft": own_files("openai_map_fn"),
     "custom": own_files(None),
-    "tokenized": Source(
-        "train_dataset",
-        "dataset_folder",
-        "/path/to/sft/data/folder",
-        None,
-        (("data_order_path", "None"), ("folder", "{path}"), ("min_length", "0"), ("file_type", "'.bin'")),
-        kind="build_packed_dataset",
-        loader_type="load_intern_repo_tokenized_dataset",
+    "tokenized": packed("load_intern_repo_tokenized_dataset", ORDER, *TOKENIZED),
+    "tokenized_template": packed("load_intern_repo_tokenized_dataset", *TOKENIZED, path="/path/to/your/train/dataset"),
+    "untokenized": packed("load_intern_repo_untokenized_dataset", ORDER, *UNTOKENIZED),
+    "untokenized_template": packed("load_intern_repo_untokenized_dataset", *UNTOKENIZED),
+    "moss": moss("moss_sft_no_plugins", "./data/moss-003-sft-no-tools.jsonl"),
+    "moss_plugins": moss(
+        "moss_sft_plugins",
+        "./data/conversations_with_tools_with_inner_instruction_no_text2image_train_all_random_meta0.5_0.1_0.01"
+        "_moss_0709.jsonl",
     ),
-    "untokenized": Source(
+    "books": Source(
         "train_dataset",
-        "dataset_folder",
-        "/path/to/sft/data/folder",
-        None,
-        (
-            ("data_order_path", "None"),
-            ("folder", "{path}"),
-            ("tokenizer", "tokenizer"),
-            ("max_length", "max_length"),
-            ("template_map_fn", "dict(type=template_map_fn_factory, template=prompt_template)"),
-            ("file_type", "'.json'"),
+        "data_path",
+        "emozilla/pg_books-tokenized-bos-eos-chunked-65536",
+        "",
+        (*HUB, ("data_files", "data_files")),
+        settings=(
+            (
+                "data_files",
+                str([f"data/train-{place:05}-of-00136-{key}.parquet" for place, key in enumerate(BOOK_FILES)]),
+            ),
         ),
-        kind="build_packed_dataset",
-        loader_type="load_intern_repo_untokenized_dataset",
+        tokens=True,
     ),
 }

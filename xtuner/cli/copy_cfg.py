@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from xtuner.catalog.names import check_name
-from xtuner.catalog.render import render
+from xtuner.catalog.render import render_file
 from xtuner.errors import UserError
 from xtuner.log import LOGGER
 
@@ -17,14 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write `NAME_copy.py` (or `.yaml`); a file there that was edited is kept as `.bak`."""
+    """Write `NAME_copy.py` (or `.yaml`; `.json` for DeepSpeed); a file there that was edited is kept as `.bak`."""
     name = check_name(args.config_name)
     if args.yaml:
         from xtuner.cli.load import render_yaml  # pydantic, which the Python form can do without
 
         text, suffix = render_yaml(name), ".yaml"
     else:
-        text, suffix = render(name), ".py"
+        text, suffix = render_file(name)
     folder = Path(args.save_dir)
     target = folder / f"{name}_copy{suffix}"
     try:

@@ -1,0 +1,48 @@
+"""list-cfg and copy-cfg, with every name there is."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from xtuner.catalog.deepspeed import ZERO
+from xtuner.catalog.names import names, run_names
+from xtuner.catalog.script import SCRIPTS
+from xtuner.cli.main import main
+
+
+def test_every_name_is_listed_in_the_frame(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list-cfg"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{'=' * 26}CONFIGS{'=' * 27}", *names(), "=" * 61]
+    assert len(lines) == 587
+    assert main(["list-cfg", "-p", "DeepSpeed_"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:-1] == ["PATTERN: DeepSpeed_", "-" * 31, *sorted(ZERO)]
+
+
+def test_every_name_is_copied_or_says_what_takes_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in names():
+        code = main(["copy-cfg", name, str(tmp_path)])
+        shown = capsys.readouterr()
+        if name in SCRIPTS:
+            assert (code, shown.out) == (1, ""), name
+            assert shown.err.splitlines()[1] == SCRIPTS[name]
+            continue
+        target = tmp_path / f"{name}_copy{'.json' if name in ZERO else '.py'}"
+        assert (code, shown.out) == (0, f"Copy to {target}\n"), name
+        text = target.read_text("utf-8")
+        if name in ZERO:
+            assert json.loads(text)["zero_optimization"]["stage"] in (1, 2, 3)
+        else:
+            compile(text, str(target), "exec")
+    assert len(list(tmp_path.iterdir())) == len(run_names()) + len(ZERO) == 581
+
+
+def test_what_is_not_a_run_is_not_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "deepspeed_zero2"]) == 1
+    assert "Type: xtuner train CONFIG --deepspeed deepspeed_zero2" in capsys.readouterr().err
+    assert main(["train", "convert_to_official"]) == 1
+    assert "was a script" in capsys.readouterr().err
+    assert main(["copy-cfg", "llava_internlm2_chat_7b_clip_vit_large_p14_336_e1_gpu8_pretran", "."]) == 1
+    shown = capsys.readouterr().err
+    assert "Did you mean llava_internlm2_chat_7b_clip_vit_large_p14_336_e1_gpu8_pretrain" in shown
