@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "xtuner"
 
 FLOORS = {
-    0: {"log", "errors", "optional", "version", ""},
+    0: {"log", "errors", "network", "version", ""},
     1: {"config", "conversation", "ops", "checkpoint"},
     2: {"dataset", "model", "legacy", "catalog"},
     3: {"objective", "generate"},
@@ -39,8 +39,9 @@ MAY_IMPORT = {
     "generate": {"config", "conversation", "ops", "model", "checkpoint"},
     "engine": {"config", "conversation", "ops", "checkpoint", "dataset", "model", "objective", "generate"},
     "export": {"config", "conversation", "model", "checkpoint"},
+    "apps": {"config", "conversation", "checkpoint", "generate", "engine", "export"},
 }
-TORCH_FREE = ("log", "errors", "optional", "version", "config", "conversation", "legacy", "catalog")
+TORCH_FREE = ("log", "errors", "network", "version", "config", "conversation", "legacy", "catalog")
 ONE_DOOR = {"legacy": {"cli"}, "catalog": {"cli"}}
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))

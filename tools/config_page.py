@@ -1,15 +1,19 @@
-"""Writes the tables of settings in docs/en/config.md from `RunSpec` and its docstrings.
+"""Writes the tables of settings in docs/en/config.md from `RunSpec` and its docstrings, and its JSON schema.
 
 python tools/config_page.py           write them
 python tools/config_page.py --check   exit 1 if the page is not what would be written
 """
 
 import ast
+import json
 import sys
 from pathlib import Path
 
+from xtuner.config.schema import json_schema
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "en" / "config.md"
+SCHEMA = ROOT / "docs" / "run_spec.schema.json"
 START, END = "<!-- settings: written by tools/config_page.py -->", "<!-- end of settings -->"
 PARTS = {
     "model": "ModelSpec",
@@ -66,13 +70,14 @@ def render_tables() -> str:
 
 
 def main() -> int:
-    """Write or check the page."""
-    page = PAGE.read_text("utf-8")
+    """Write or check both."""
+    page, schema = PAGE.read_text("utf-8"), json.dumps(json_schema(), indent=1) + "\n"
     before, rest = page.split(START)
     after = rest.split(END)[1]
     wanted = f"{before}{START}\n\n{render_tables()}\n{END}{after}"
     if "--check" in sys.argv[1:]:
-        return int(page != wanted)
+        return int(page != wanted or SCHEMA.read_text("utf-8") != schema)
+    SCHEMA.write_text(schema, "utf-8")
     PAGE.write_text(wanted, "utf-8")
     return 0
 

@@ -45,10 +45,11 @@ def test_only_plain_data_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.6, 0.9, 0.97, 0.999])
 def test_file_cut_short_is_an_error(tmp_path, share):
+    """Wherever it ends: torch raises different things then, with eight tensors an OSError too."""
     path = tmp_path / "iter_3.pth"
-    save_state(path, STATE)
+    save_state(path, {**STATE, "state_dict": {f"w{index}": torch.ones(100) for index in range(8)}})
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(UserError, match="cut short"):
@@ -179,14 +180,3 @@ def test_base_is_described_by_place_and_hash(tmp_path, monkeypatch):
     assert described["path"] == str(tmp_path)
     assert described["config_hash"] == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
     assert describe_base("org/name") == {"path": "org/name", "config_hash": None}
-
-
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.97, 0.999])
-def test_a_file_cut_anywhere_is_called_cut_short(tmp_path, share):
-    """torch says different things depending on where the file ends."""
-    path = tmp_path / "iter_1.pth"
-    save_state(path, {"state_dict": {f"w{index}": torch.ones(100) for index in range(8)}})
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(UserError, match="cut short"):
-        load_state(path)

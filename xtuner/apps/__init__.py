@@ -1,6 +1,6 @@
-"""Programs that talk: they know conversations and `ChatModel`, never a tokenizer or a device.
+"""Programs for people: the terminal chat, which knows conversations and `ChatModel` alone, and the quickstart.
 
-Import from the module files: `repl` (`talk`, `ask`).
+Import from the module files: `repl` (`talk`, `ask`), `quickstart`, `identity`.
 """
 
 __all__: list[str] = []

@@ -27,10 +27,6 @@ class Batch:
     rows: tuple[int, ...] = ()
     """Indices of the samples or packs in the data set, to name a batch in an error."""
 
-    def num_targets(self) -> int:
-        """How many tokens are learned."""
-        return int((self.labels != IGNORE).sum())
-
     def to(self, device: torch.device | str) -> "Batch":
         """Move all tensors to a device."""
 
