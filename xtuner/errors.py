@@ -21,6 +21,13 @@ class UserError(Exception):
         return f"{self.what} {self.fix}".strip()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a card or on the host (torch has three wordings)."""
+    said = str(error).lower()
+    signs = ("out of memory", "not enough memory", "allocate memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in said for sign in signs))
+
+
 def did_you_mean(word: str, known: Iterable[str], limit: int = 3) -> str:
     """Return "Did you mean a, b?" with the names nearest to `word`, or an empty string."""
     by_folded = {name.lower(): name for name in known}

@@ -14,8 +14,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny import make_tiny_internlm2
 
+from xtuner.apps import repl
 from xtuner.apps.repl import PROMPT
 from xtuner.cli.main import main
+from xtuner.conversation.chat_model import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +109,22 @@ def test_one_answer(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"Load LLM from {model}" in streamed.err
 
 
-def test_the_words_of_old_versions_are_taken(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_words_of_old_versions_are_taken(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Sampling] = []
+    monkeypatch.setattr(repl, "ask", lambda model, prompt, sampling, **options: asked.append(sampling))
     words = "--prompt hi --max-new-tokens 2 --answer-stop-word a --command-stop-word b --stop-words c d --bot-name Mia"
     assert main(["chat", str(model), *words.split(), "--system-template", "moss_sft", "--torch-dtype", "fp32"]) == 0
+    assert asked[0].stop_words == ("a", "b", "c", "d")
+    assert asked[0].max_new_tokens == 2
+
+
+def test_a_python_without_readline_talks_too(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    talked: list[object] = []
+    monkeypatch.setitem(sys.modules, "readline", None)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(repl, "talk", lambda model, *others, **options: talked.append(model))
+    assert main(["chat", str(model)]) == 0
+    assert len(talked) == 1
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def test_deepspeed_configs_are_json() -> None:
         for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"):
             assert config[key] == "auto", "the config of the run says it"
         assert config["bf16"]["enabled"] == config["fp16"]["enabled"] == "auto"
-        with pytest.raises(UserError, match=f"--deepspeed {name}"):
+        with pytest.raises(UserError, match="DeepSpeed is not part of this version yet"):
             render(name)
 
 

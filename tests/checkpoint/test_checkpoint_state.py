@@ -179,4 +179,5 @@ def test_base_is_described_by_place_and_hash(tmp_path, monkeypatch):
     described = describe_base(tmp_path.name)
     assert described["path"] == str(tmp_path)
     assert described["config_hash"] == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
-    assert describe_base("org/name") == {"path": "org/name", "config_hash": None}
+    assert describe_base("org/name") == {"path": "org/name", "config_hash": None, "revision": None}
+    assert describe_base("no/hub/id") == {"path": "no/hub/id", "config_hash": None, "revision": None}

@@ -1,5 +1,6 @@
 """A model is a folder, or a hub id that is already here; without a network that is said in a sentence."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from xtuner.checkpoint.hub import find_folder
 from xtuner.errors import UserError
 
+DESCRIBE = "import sys; from xtuner.checkpoint.run_record import describe_base; print(describe_base(sys.argv[1]))"
 FIND = """
 import sys
 from xtuner.checkpoint.hub import find_folder
@@ -50,6 +52,14 @@ def test_hub_ids_offline(tmp_path: Path) -> None:
     assert known == "['config.json', 'model.safetensors']"
     assert unknown.startswith("Lab/unknown is neither a folder here nor a model that can be reached on the hub.")
     assert bad.startswith("There is no model folder bad//id.")
+    done = subprocess.run(
+        [sys.executable, "-c", DESCRIBE, "Lab/known"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+    )
+    digest = hashlib.sha256(b"{}").hexdigest()
+    assert done.stdout.strip() == str({"path": "Lab/known", "config_hash": digest, "revision": commit}), done.stderr
 
 
 def test_without_a_network_nobody_waits(tmp_path: Path) -> None:

@@ -204,5 +204,27 @@ def test_fresh_folder_keeps_the_old_when_it_fails(tmp_path: Path) -> None:
 
 def test_space_is_asked_for_early(tmp_path: Path) -> None:
     require_space(tmp_path / "a" / "b", 10)
-    with pytest.raises(UserError, match="free there"):
+    with pytest.raises(UserError, match=r"needs 1,000,000,000,000\.0 MB"):
         require_space(tmp_path / "a" / "b", 10**18)
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "{folder}/secret.safetensors", "a/b.safetensors"])
+def test_an_index_reads_nothing_outside_of_its_folder(tmp_path: Path, name: str) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / "secret.safetensors")
+    (tmp_path / "model" / "a").mkdir(parents=True)
+    save_file({"a": torch.ones(1)}, tmp_path / "model" / "a" / "b.safetensors")
+    index = {"weight_map": {"a": name.format(folder=tmp_path)}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="names a file outside of its folder"):
+        ShardReader(tmp_path / "model")
+
+
+def test_a_failed_move_leaves_the_old_weights(tmp_path: Path) -> None:
+    """A folder where a file should go fails the move, after the weights were moved in."""
+    written(tmp_path, 60, safe=False)
+    (tmp_path / "z.json").mkdir()
+    with pytest.raises(UserError, match="cannot be written"), fresh_folder(tmp_path) as aside:  # noqa: PT012
+        written(aside, 10**6)
+        (aside / "z.json").touch()
+    assert (tmp_path / "pytorch_model.bin.index.json").is_file()
+    assert sorted(ShardReader(tmp_path).names()) == sorted(TENSORS)

@@ -1,11 +1,9 @@
-"""The entry point: commands, help, version, errors and exit codes, and how fast it answers."""
+"""The entry point: commands, help, version, errors and exit codes."""
 
 import argparse
-import importlib
 import re
 import subprocess
 import sys
-import time
 from types import ModuleType
 
 import pytest
@@ -45,7 +43,7 @@ def test_a_typo_gets_the_nearest_command(capsys: pytest.CaptureFixture[str]) -> 
 def test_commands_of_later_versions_say_so(capsys: pytest.CaptureFixture[str]) -> None:
     for command in LATER:
         assert main([command]) == 2
-        assert "not part of this version yet" in capsys.readouterr().err
+        assert "not part of this version yet.\nType: xtuner help" in capsys.readouterr().err
         assert command not in COMMANDS
 
 
@@ -102,28 +100,6 @@ def test_a_reader_that_stops_early_is_no_failure_to_shout_about() -> None:
     assert done.stdout.strip("=\n") == "CONFIGS"
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
-
-
-QUICK = [("list-cfg",), ("list-cfg", "-p", "internlm2"), ("version",), ("help",)]
-BUILT = [command for command, (module, _) in COMMANDS.items() if importlib.util.find_spec(module)]
-
-
-@pytest.mark.parametrize("words", [*QUICK, *((command, "--help") for command in BUILT)])
-def test_quick_answers_need_no_torch(words: tuple[str, ...]) -> None:
-    code = (
-        "import sys; from xtuner.cli.main import main; code = main(sys.argv[1:]); "
-        "heavy = {'torch', 'transformers', 'numpy', 'datasets', 'peft', 'pydantic'} & set(sys.modules); "
-        "assert not heavy, heavy; sys.exit(code)"
-    )
-    best = float("inf")
-    for _ in range(3):  # other work on the machine must not fail the promise
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
-        best = min(best, time.perf_counter() - start)
-        assert done.returncode == 0, done.stderr
-        if best < 0.3:
-            break
-    assert best < 0.6, "0.3 s is promised; twice that means something heavy came in"
 
 
 def test_reading_a_config_needs_no_torch() -> None:

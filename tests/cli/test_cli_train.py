@@ -102,6 +102,22 @@ def test_yaml_and_run_folders(engine: FakeEngine, tmp_path: Path) -> None:
     assert (engine.name, engine.spec.work_dir, engine.spec.resume) == ("mine", "work_dirs/mine", "auto")
 
 
+def test_resume_gives_back_words_that_are_no_checkpoint(engine: FakeEngine, tmp_path: Path) -> None:
+    Path("my.py").write_text(render(NAME), "utf-8")
+    assert main(["train", "my.py", "--resume", "epochs=7"]) == 0
+    assert (engine.spec.resume, engine.spec.loop.epochs) == ("auto", 7)
+    assert main(["train", "--resume", "my.py"]) == 0
+    assert (engine.name, engine.spec.resume) == ("my", "auto")
+    assert main(["train", "my.py", "--resume", "iter_3.pth:"]) == 0
+    assert engine.spec.resume == "iter_3.pth"
+
+
+@pytest.mark.parametrize("words", [["--local_rank", "0"], ["--local-rank=0"]])
+def test_what_old_launchers_add_is_taken(words: list[str], engine: FakeEngine) -> None:
+    assert main(["train", NAME, *words]) == 0
+    assert engine.name == NAME
+
+
 def test_a_model_and_data_are_enough(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("models/internlm2-chat-1_8b")
     folder.mkdir(parents=True)
@@ -122,6 +138,9 @@ def test_a_model_and_data_are_enough(engine: FakeEngine, capsys: pytest.CaptureF
     assert main(["train", "--model", "hub/id", "--data", "a.json", "--bits", "4", "--template", "default"]) == 0
     assert engine.spec.model.quant is not None
     assert engine.spec.data.template == "default"
+    Path("short").symlink_to(folder)
+    assert main(["train", "--model", "./short/", "--data", "a.json"]) == 0
+    assert engine.name == "short-a", "a link keeps the name that was typed"
 
 
 @pytest.mark.parametrize(

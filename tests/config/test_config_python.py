@@ -106,9 +106,19 @@ def test_keys_remember_their_lines() -> None:
         ("from os import *\n", 1, "does not say which names"),
         ("import torch\na = torch.float16 + 1\n", 2, "imported name"),
         ("a = 1 / 0\n", 1, "division by zero"),
+        ("a = '3'\nb = 0.5 * a\n", 2, "Here a is '3'."),
         ("a = dict(x=1)\nb = a['y']\n", 2, "'y' is missing"),
         ("a = 9 ** 9 ** 9\n", 1, "too large"),
         ("a = 'x' * 10 ** 12\n", 1, "too large"),
+        ("a = 'x' * 10**7\nb = a.replace('x', a)\n", 2, "too large"),
+        ("a = 'x' * 10**7\nb = a.replace('', 'yy', -1)\n", 2, "too large"),
+        ("a = 'x' * 10**7\nb = '{0}{0}'.format(a)\n", 2, "too large"),
+        ("a = 'x' * 10**7\nb = '{x}{x}'.format(x=a)\n", 2, "too large"),
+        ("a = 'x' * 10**7\nb = a.join(['', '', ''])\n", 2, "too large"),
+        ("a = 'x' * 10**7\nb = f'{a}{a}'\n", 2, "too large"),
+        ("a = 'x' * 10**7\nb = a + a\n", 2, "too large"),
+        ("a = 'x' * 10**7\nb = '%s%s' % (a, a)\n", 2, "too large"),
+        ("a = [0] * 10**7\na.extend(a)\n", 2, "too large"),
         ("a = list(range(10 ** 12))\n", 1, "too long"),
         ("a = f'{1:99999999}'\n", 1, "too wide"),
         ("a = [1 for x in range(10 ** 6) for y in range(10 ** 6)]\n", 1, "does not come to an end"),
@@ -204,3 +214,9 @@ def test_files_that_are_no_configs(tmp_path: Path, name: str, content: str | byt
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=said):
         read_config(path)
+
+
+def test_a_file_that_fails_when_it_is_imported_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("raise FileExistsError('there already')\n")
+    with pytest.raises(UserError, match=r"mine\.py fails when it is imported \(FileExistsError: there already\)"):
+        Ref(f"{tmp_path / 'mine.py'}:f").resolve()

@@ -9,8 +9,9 @@ from xtuner.config.check import to_spec
 from xtuner.config.dump import dump_yaml
 from xtuner.config.reader import read_config, read_text
 from xtuner.config.schema import json_schema, setting_keys
-from xtuner.config.spec import RunSpec
+from xtuner.config.spec import DATA_SUFFIXES, RunSpec
 from xtuner.config.spec_override import full_key, override_spec
+from xtuner.dataset.reader import SUFFIXES
 from xtuner.errors import UserError
 
 NORMAL = """\
@@ -51,6 +52,7 @@ def test_a_normal_run_is_short_and_reads_back() -> None:
         ["model.tokenizer_options.eos_token=</s>", "work_dir=2024"],
         ["questions=['1e-4', 'yes', 'null', '2020-01-01', ' padded ', '']"],
         ["quant=none", "lora=none", "betas=0.9,0.95"],
+        ["system=Be,brief", "questions=Who are you?", "probe.stop_words=</s>"],
     ],
 )
 def test_whatever_is_set_reads_back(words: list[str]) -> None:
@@ -198,3 +200,68 @@ def test_a_setting_turns_its_part_on() -> None:
 
 def test_the_schema_names_every_setting() -> None:
     assert {"model", "data", "optim", "probe"} <= json_schema()["properties"].keys()
+
+
+def test_a_value_is_read_as_its_setting_takes_it() -> None:
+    words = ["adapter=x,y", "system=Be,brief", "modules_to_save=lm_head", "model.lora.targets=wqkv,wo"]
+    spec = override_spec(load(NORMAL), [*words, "questions=Who are you?", "callbacks=throughput", "stop_words=7"])
+    assert spec.model.lora is not None
+    assert spec.probe is not None
+    assert (spec.model.adapter, spec.probe.system) == ("x,y", "Be,brief"), "a text may hold commas"
+    assert (spec.model.lora.modules_to_save, spec.model.lora.targets) == (["lm_head"], ["wqkv", "wo"])
+    assert (spec.probe.questions, spec.probe.stop_words) == (["Who are you?"], ["7"]), "one value, a list of one"
+    assert [choice.name for choice in spec.callbacks] == ["throughput"]
+    again = override_spec(spec, ["adapter=none", "model.lora.targets=wqkv", "system='[x'", "questions=a,b"])
+    assert again.model.lora is not None
+    assert again.probe is not None
+    assert (again.model.adapter, again.model.lora.targets) == (None, "wqkv")
+    assert (again.probe.system, again.probe.questions) == ("[x", ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("train: data.json", "train: {path: data.json, split: test}", "run.yaml:6: data.train.split has no effect"),
+        ("train: data.json", "train: {path: data.json, name: en}", "data.train.name has no effect"),
+        ("train: data.json", "train: [{path: a.CSV, files: b.csv}]", "data.train.0.files has no effect"),
+        ("lr: 1e-4", "name: sgd, eps: 1e-6", "run.yaml:9: optim.eps has no effect with sgd. Leave eps out."),
+        ("lr: 1e-4", "name: sgd, betas: [0.9, 0.95]", "optim.betas has no effect with sgd"),
+        ("optim: {lr: 1e-4}", "schedule: {name: constant, min_lr: 1e-6}", "schedule.min_lr has no effect with con"),
+        ("optim: {lr: 1e-4}", "schedule: {warmup: 0, warmup_start: 0.1}", "warmup_start has no effect without a warm"),
+        ("{bits: 4}", "{bits: 8, type: fp4}", "run.yaml:3: model.quant.type has no effect at 8 bits"),
+        ("{bits: 4}", "{bits: 8, double: false}", "model.quant.double has no effect at 8 bits"),
+        ("{bits: 4}", "{bits: 8, compute_dtype: float32}", "model.quant.compute_dtype has no effect at 8 bits"),
+        ("{bits: 4}", "{int8_threshold: 5}", "model.quant.int8_threshold has no effect at 4 bits"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(old: str, new: str, said: str) -> None:
+    assert old in NORMAL
+    with pytest.raises(UserError) as caught:
+        load(NORMAL.replace(old, new))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("{bits: 4}", "{bits: 4, int8_threshold: 6.0}"),
+        ("{bits: 4}", "{bits: 8, type: nf4, double: true, int8_threshold: 5}"),
+        ("train: data.json", "train: {path: data.json, split: null}"),
+        ("train: data.json", "train: {path: hub/id, split: test, name: en}"),
+        ("lr: 1e-4", "name: sgd, betas: [0.5, 0.999]"),
+        ("optim: {lr: 1e-4}", "schedule: {name: constant, warmup: 0, warmup_start: 1e-5, min_lr: 0}"),
+    ],
+)
+def test_defaults_and_what_has_an_effect_are_no_mistake(old: str, new: str) -> None:
+    spec = load(NORMAL.replace(old, new))
+    assert to_spec(spec.model_dump(mode="json")) == spec, "a run record says every default"
+
+
+def test_the_suffixes_of_data_files_are_those_that_are_read() -> None:
+    assert tuple(SUFFIXES) == DATA_SUFFIXES
+
+
+def test_aliases_cannot_fill_the_memory() -> None:
+    rows = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]
+    with pytest.raises(UserError, match=r"x\.yaml:6: this is more than 100000 values\. Use fewer aliases"):
+        read_text("\n".join(["a0: &a0 [x, x, x, x, x, x, x, x, x]", *rows]), Path("x.yaml"), "yaml")

@@ -1,12 +1,13 @@
 """Templates spell conversations as 0.1.x did (goldens made by 0.1.21, see tests/golden/xtuner_data/versions.json)."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from xtuner.conversation.builtin import SYSTEMS, TEMPLATES, find_system, find_template
+from xtuner.conversation.builtin import SYSTEMS, TEMPLATES, describe_template, find_system, find_template, to_template
 from xtuner.conversation.message import Conversation, Message, Span
 from xtuner.conversation.template import ChatTemplate
 from xtuner.errors import UserError
@@ -178,3 +179,28 @@ def test_unknown_names_get_the_nearest() -> None:
         find_system("alpacca")
     assert "小书" in find_system("moss_sft", bot_name="小书")
     assert "{bot_name}" not in find_system("moss_sft")
+
+
+def test_a_record_describes_any_template() -> None:
+    own = ChatTemplate("mine", "{input}", stop_words=("a", "b"))
+    renamed = dataclasses.replace(own, name="vicuna")
+    assert describe_template(TEMPLATES["vicuna"]) == "vicuna"
+    for template in (own, renamed, TEMPLATES["vicuna"]):
+        assert to_template(json.loads(json.dumps(describe_template(template)))) == template
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        {},
+        {"name": "a"},
+        {"name": "a", "instruction": 5},
+        {"name": "a", "instruction": "b", "run": "c"},
+        {"name": "a", "instruction": "b", "stop_words": 5},
+        {"name": "a", "instruction": "b", "system": 5},
+    ],
+    ids=str,
+)
+def test_a_damaged_description(recorded: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="recorded chat template is damaged"):
+        to_template(recorded)

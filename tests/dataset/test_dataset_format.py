@@ -212,12 +212,26 @@ def test_agent_texts_are_not_executed() -> None:
     ],
 )
 def test_layouts_are_recognised(row: dict[str, Any], name: str) -> None:
-    assert recognise(list(row), row, "data.json") == name
+    assert recognise([row], "data.json") == name
+    assert recognise([{}, row], "data.json") == name
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"conversation": [{"input": "a"}]}, "conversation"),
+        ({"conversation": []}, "conversation"),
+        ({"messages": []}, "openai"),
+        ({"conversations": []}, "sharegpt"),
+    ],
+)
+def test_a_layout_is_recognised_by_rows_that_cannot_be_learned(row: dict[str, Any], name: str) -> None:
+    assert recognise([row], "data.json") == name
 
 
 def test_an_unknown_layout_says_what_was_found_and_what_is_known() -> None:
     with pytest.raises(UserError) as caught:
-        recognise(["foo", "bar"], {"foo": 1, "bar": 2}, "data.json")
+        recognise([{"foo": 1}, {"foo": 1, "bar": 2}], "data.json")
     assert "data.json has the columns foo, bar" in caught.value.what
     assert "messages: [{role, content}]" in caught.value.fix
     assert "file.py:function" in caught.value.fix

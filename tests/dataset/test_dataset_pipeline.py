@@ -17,7 +17,7 @@ from xtuner.config.spec import DataSpec, SourceSpec
 from xtuner.conversation.builtin import find_template
 from xtuner.conversation.encode import Encoder
 from xtuner.conversation.jinja import to_jinja
-from xtuner.dataset.cache import PART, cache_folder, new_entry, tidy
+from xtuner.dataset.cache import PART, cache_folder, make_key, new_entry, tidy
 from xtuner.dataset.encode import Job
 from xtuner.dataset.formats.turn import conversation
 from xtuner.dataset.parallel import encode_source
@@ -121,6 +121,18 @@ def test_the_seed_decides_the_packs(build: Builder, tmp_path: Path) -> None:
     assert not np.array_equal(one.train.packs.members, other.train.packs.members)
 
 
+def test_the_fingerprint_is_of_the_data_not_of_the_program(
+    build: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.json", [turn("a"), turn("b")])
+    before = build(path).fingerprint
+    monkeypatch.setattr("xtuner.dataset.prepare.make_key", lambda *parts: make_key("a later version", *parts))
+    assert build(path).fingerprint == before
+    assert len(build.entries()) == 2, "prepared again"
+    assert build(path, pack=False).fingerprint != before
+    assert build(write(tmp_path / "a.json", [turn("a"), turn("c")])).fingerprint != before
+
+
 def test_the_cache_knows_what_data_depend_on(build: Builder, tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", [turn("a"), turn("b")])
     build(path)
@@ -170,17 +182,30 @@ def test_a_damaged_entry_is_made_again(build: Builder, tmp_path: Path, tokenizer
 
 
 def test_nothing_half_written_is_left(build: Builder, tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text("\n".join([json.dumps(turn("a"))] * 3 + ["{wrong"]))
-    with pytest.raises(UserError, match="line 4"):
+    (tmp_path / "a.jsonl").write_text("\n".join([json.dumps(turn("a"))] * 300 + ["{wrong"]))
+    with pytest.raises(UserError, match="line 301"):
         build(str(tmp_path / "a.jsonl"))
     assert build.entries() == set()
-    stale = build.cache / f"old.1{PART}"
+    stale = build.cache / f"{'0' * 32}.1{PART}"
     stale.mkdir()
-    recent = build.cache / f"new.1{PART}"
+    recent = build.cache / f"{'1' * 32}.1{PART}"
     recent.mkdir()
     os.utime(stale, (0, 0))
     tidy(build.cache)
     assert build.entries() == {recent.name}
+
+
+def test_nothing_of_others_is_tidied_away(build: Builder, tmp_path: Path) -> None:
+    """`data.cache` may name a folder with other things in it, however old."""
+    build(write(tmp_path / "a.json", [turn("a")]))
+    (entry,) = build.cache.iterdir()
+    for name in ("photos", "2" * 32, f"backup{PART}"):
+        (build.cache / name).mkdir()
+    (build.cache / "photos" / "about.json").touch()
+    for folder in build.cache.iterdir():
+        os.utime(folder, (0, 0))
+    tidy(build.cache)
+    assert build.entries() == {"photos", "2" * 32, f"backup{PART}"}, entry.name
 
 
 def _fill(folder: Path, index: int) -> None:
@@ -431,3 +456,13 @@ def test_what_we_exported_is_recognised(build: Builder, tmp_path: Path, tokenize
     data = Builder(tmp_path, load_tokenizer(str(folder)))(write(tmp_path / "a.json", [turn("a")]), template=None)
     assert data.template is not None
     assert data.template.name == "zephyr"
+
+
+def test_a_first_row_that_cannot_be_used_does_not_hide_the_layout(build: Builder, tmp_path: Path) -> None:
+    bad = [{"conversation": [{"input": "q"}]}, {"conversation": None}]
+    (tmp_path / "a.json").write_text(json.dumps([*bad, turn("a"), turn("b")]))
+    report = build(str(tmp_path / "a.json")).report
+    assert (report.rows, report.samples) == (4, 2)
+    (tmp_path / "b.json").write_text(json.dumps(bad[:1] * 3))
+    with pytest.raises(UserError, match=r"None of the 3 rows .* a turn without output: 3"):
+        build(str(tmp_path / "b.json"))

@@ -1,6 +1,9 @@
 """Rows out of files of every kind, and what bad files get."""
 
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -164,6 +167,20 @@ def test_a_hub_id_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.Mon
     assert "\n" not in caught.value.what
 
 
+def test_without_a_network_nobody_waits(tmp_path: Path) -> None:
+    program = (
+        "from xtuner.config.spec import SourceSpec\nfrom xtuner.dataset.source import open_source\n"
+        "from xtuner.errors import UserError\n"
+        "try:\n    open_source(SourceSpec(path='nobody/no-such-data'))\nexcept UserError as error:\n    print(error)\n"
+    )
+    proxies = {"http_proxy", "https_proxy", "all_proxy", "hf_hub_offline", "hf_datasets_offline"}
+    env = {key: value for key, value in os.environ.items() if key.lower() not in proxies}
+    env |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, timeout=100)
+    assert done.stdout.startswith("nobody/no-such-data is no file or folder here")
+    assert "Retrying" not in done.stderr
+
+
 def test_fingerprints_follow_the_content(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.write_text('[{"text": "a"}]')
@@ -185,6 +202,7 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
     ("a.json", b'[{"a": 1}, [2]]', "this is a list"),
     ("a.json", b'"text"', "this is a text"),
     ("a.json", b"{'a': 1}", "line 1, column 2"),
+    ("a.json", b'{"a": "b', r"column 7: unterminated string\.$|unterminated string\. "),
     ("a.json", b'{"a": ' + b"[" * 100_000, "nested too deeply|valid JSON"),
     ("a.json", b'[{"a": 1},\n {"a": "' + "你好".encode("gb18030") + b'"}]', r"not written in UTF-8 \(around line 2\)"),
     ("a.json", '[{"a": "b"}]'.encode("utf-16"), "UTF-16"),

@@ -3,8 +3,11 @@
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
+from xtuner.config.check import to_spec
+from xtuner.config.reader import read_text
 from xtuner.conversation.builtin import TEMPLATES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +23,17 @@ def test_templates_are_listed() -> None:
     for page in ("docs/en/config.md", "docs/zh_cn/config.md"):
         listed = (ROOT / page).read_text("utf-8").rpartition("\n\n")[2].replace("\n", " ").split(", ")
         assert {name.strip() for name in listed} == set(TEMPLATES) - {"plain"}
+
+
+def test_yaml_examples_are_configs() -> None:
+    examples = [
+        (page, textwrap.dedent(text))
+        for page in PAGES
+        for text in re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    ]
+    assert len(examples) >= 2
+    for page, text in examples:
+        to_spec(read_text(text, page, "yaml").values)
 
 
 def test_links_lead_somewhere() -> None:

@@ -12,10 +12,11 @@ from engine_fakes import make_batch
 from xtuner.config.spec import RunSpec
 from xtuner.engine.callbacks.progress import log_line
 from xtuner.engine.interrupt import listen
-from xtuner.engine.memory import advise, checkpoint_bytes, is_out_of_memory
+from xtuner.engine.memory import advise, checkpoint_bytes
 from xtuner.engine.metrics import Metrics, NotFinite
 from xtuner.engine.precision import choose_precision
 from xtuner.engine.step import Micro
+from xtuner.errors import is_out_of_memory
 from xtuner.objective.loss import Loss
 
 CPU = torch.device("cpu")

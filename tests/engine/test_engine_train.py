@@ -17,8 +17,12 @@ from safetensors.torch import load_file
 from xtuner.checkpoint.run_record import read_run
 from xtuner.checkpoint.state import find_last, load_state
 from xtuner.config.spec import RunSpec
+from xtuner.conversation.template import ChatTemplate
 from xtuner.engine.train import train
 from xtuner.errors import UserError
+from xtuner.export.merge import merge, merge_run
+from xtuner.export.to_hf import pth_to_hf
+from xtuner.generate.load import load_chat
 
 MODEL = Path(__file__).parent.parent / "golden" / "internlm2"
 HERE = Path(__file__).parent
@@ -251,7 +255,8 @@ def test_changed_data_and_damaged_checkpoints_are_refused(whole, folder):
         ({"objective": {"name": "sft", "beta": 1}}, "The objective sft has no option beta"),
         ({"callbacks": ["thruput"]}, "There is no callback called thruput"),
         ({"resume": "iter_9.pth"}, "There is no checkpoint iter_9.pth"),
-        ({"optim": {"name": "adamv"}}, "There is no optimiser called adamv"),
+        ({"optim": {"name": "adamv"}, "data": {"train": "nowhere.json"}}, "There is no optimiser called adamv"),
+        ({"model": {"path": str(MODEL), "quant": {}}, "data": {"train": "nowhere.json"}}, "Quantised weights cannot"),
         ({"probe": {"questions": ["a"], "template": "internlm2_chatt"}}, "internlm2_chatt"),
         ({"data": {"train": "nowhere.json"}}, "nowhere.json"),
         ({"data": {"train": "nowhere.json"}, "loop": {"validate_every": 5}}, "nothing to validate on"),
@@ -260,6 +265,13 @@ def test_changed_data_and_damaged_checkpoints_are_refused(whole, folder):
 def test_what_cannot_be_done_is_said(folder, parts, message):
     with pytest.raises(UserError, match=re.escape(message)):
         train(make_spec(folder, "said", **parts))
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder):
+    built_in = Path(__file__).parents[2] / "xtuner" / "assets" / "tiny"
+    spec = make_spec(folder, "said", model={"path": str(MODEL), "tokenizer": str(built_in), "lora": {"r": 4}})
+    with pytest.raises(UserError, match=r"tiny gives token \d+, but the model knows only 752 "):
+        train(spec)
 
 
 def test_one_process_only(folder, monkeypatch):
@@ -292,3 +304,40 @@ def test_plain_text_is_continued_and_probes_ask_every_n_iterations(folder):
     assert re.findall(r"(\w+) in EvaluateChatHook", log) == ["before_train", "after_train_iter", "after_checkpoint"]
     assert log.count("Sample output:\nNumber 3") == 3
     assert next(work_dir.glob("*/vis_data/eval_outputs_iter_3.txt")).read_text().startswith("Eval output 1:\nNumber 3")
+
+
+def test_a_training_that_fails_at_once_leaves_the_record_of_the_last_one(whole, folder):
+    before = (whole / "run.json").read_text()
+    with pytest.raises(UserError, match="nowhere"):
+        train(make_spec(folder, "whole", data={"train": "nowhere.json"}), name="my_run")
+    assert (whole / "run.json").read_text() == before
+
+
+TEMPLATE = """
+from xtuner.conversation.template import ChatTemplate
+MINE = ChatTemplate("mine", instruction="Q {input} A ", system="S {system} ", stop_words=("Q",))
+"""
+
+
+def test_a_template_of_ones_own_from_training_to_the_merged_model(folder, monkeypatch):
+    """The record holds its fields, so that afterwards nothing needs or runs the file."""
+    monkeypatch.chdir(folder)
+    Path("mine.py").write_text(TEMPLATE)
+    spec = make_spec(folder, "mine", loop={"max_iters": 2}, checkpoint={"every": 2})
+    spec.data.template, spec.probe.template = "mine.py:MINE", "mine.py:MINE"
+    run = train(spec)
+    log = next(run.glob("*/*.log")).read_text()
+    assert "Sample output:\nS Be brief. Q Who are you? A " in log, "the probe speaks it too"
+    Path("mine.py").write_text("raise SystemExit('run')")
+    chat = load_chat(run, tell=lambda text: None)
+    assert chat.template == ChatTemplate("mine", "Q {input} A ", "S {system} ", stop_words=("Q",))
+    merge_run(run, folder / "mine_merged", tell=lambda text: None)
+    merge(MODEL, run / "adapter", folder / "mine_merged_too", tell=lambda text: None)
+    pth_to_hf(spec, run / "iter_2.pth", folder / "mine_adapter", tell=lambda text: None)
+    jinja = (run / "adapter" / "chat_template.jinja").read_text()
+    assert (folder / "mine_adapter" / "chat_template.jinja").read_text() == jinja
+    for merged in ("mine_merged", "mine_merged_too"):
+        assert json.loads((folder / merged / "tokenizer_config.json").read_text())["chat_template"] == jinja
+    shutil.copy(run / "iter_2.pth", folder / "alone.pth")
+    with pytest.raises(UserError, match=r"mine\.py:MINE of this checkpoint is not recorded beside it"):
+        pth_to_hf(spec, folder / "alone.pth", folder / "mine_adapter")

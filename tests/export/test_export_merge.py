@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 from tiny import make_tiny_internlm2, make_tiny_llama, make_tiny_qwen2
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -290,3 +291,14 @@ def test_the_adapter_is_read_as_published(bases: dict[str, Path], tmp_path: Path
     assert (tmp_path / "old" / "adapter_model.bin").is_file()
     merge(bases["internlm2"], tmp_path / "old", tmp_path / "merged")
     assert len(read_adapter(tmp_path / "old")[1]) == 2 * 2 * 5
+
+
+def test_nobody_is_asked_about_code_of_others(tmp_path: Path) -> None:
+    """transformers would ask at the keyboard, and wait."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "x", "auto_map": {"AutoConfig": "code.X"}}))
+    (tmp_path / "code.py").write_text("")
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+    code = "import sys; from xtuner.export.streamed import StreamedModel; StreamedModel(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, input="n\n")
+    assert "[y/N]" not in done.stdout
+    assert "brings its own program code" in done.stderr

@@ -17,6 +17,7 @@ from xtuner.conversation.chat_model import Sampling
 from xtuner.conversation.jinja import to_jinja
 from xtuner.conversation.message import Message
 from xtuner.errors import UserError
+from xtuner.export.merge import merge_run
 from xtuner.generate.load import load_chat, pick_dtype
 from xtuner.model.load import load_model
 from xtuner.model.lora import adapter_config
@@ -158,6 +159,34 @@ def test_offloading(base: Path, run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="offload-folder") as caught:
         said(base, bits=4, offload_folder=tmp_path)
     assert caught.value.exit_code == 2
+
+
+def test_code_of_others_is_never_run(base: Path, run: Path, tmp_path: Path) -> None:
+    """A record that says `trust_remote_code`, and a base with program files: of a kind we know, and of none."""
+    folder, copy = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(base, folder)
+    shutil.copytree(run, copy)
+    record = read_run(copy)
+    record.spec["model"]["trust_remote_code"] = True
+    record.base = {"path": str(folder)}
+    write_run(copy, record)
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise ValueError('ran')\n")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "code.X", "AutoModelForCausalLM": "code.X", "AutoTokenizer": ["code.X", None]}
+    tokens = json.loads((folder / "tokenizer_config.json").read_text())
+    tokens |= {"auto_map": config["auto_map"], "tokenizer_class": "X"}
+    for kind in ("internlm2", "unheard_of"):
+        (folder / "config.json").write_text(json.dumps({**config, "model_type": kind}))
+        if kind == "internlm2":
+            assert said(copy) == said(run)
+            assert said(copy, offload_folder=tmp_path) == said(run)
+            merge_run(copy, tmp_path / "merged", tell=lambda text: None)
+            continue
+        (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
+        for call in (lambda: said(copy), lambda: merge_run(copy, tmp_path / "other", tell=lambda text: None)):
+            with pytest.raises(UserError, match="brings its own program code"):
+                call()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_what_does_not_fit(base: Path, run: Path, tmp_path: Path) -> None:

@@ -214,6 +214,9 @@ PARTS = ("train_dataloader", "optim_wrapper", "clip_grad", "param_scheduler", "t
         (["tokenizer.eos_token=<|im_end|>"], "model.tokenizer_options", {"eos_token": "<|im_end|>"}),
         (["tokenizer.pretrained_model_name_or_path=./t"], "model.tokenizer", "./t"),
         (["custom_hooks.1.prompt_template=default"], "probe.template", "default"),
+        (["custom_hooks.1.stop_words=[x, <|im_end|>]"], "probe.stop_words", ["x"]),
+        (["custom_hooks.1.generation_kwargs.top_k=40"], "probe.stop_words", []),
+        (["warmup_ratio=0", "param_scheduler.0.start_factor=0.1"], "schedule.warmup_start", 1e-5),
         (["default_hooks.logger.interval=1"], "loop.log_every", 1),
     ],
 )
@@ -254,6 +257,9 @@ def test_options(options: list[str], key: str, value: object) -> None:
         ("dataset_map_fn=alpaca_map_fn", "dataset_map_fn='alpca_map_fn'", "there is no map function alpca_map_fn"),
         ("max_length=max_length", "max_lenght=max_length", "Did you write max_lenght for max_length?"),
         ("default_hooks = dict(", "default_hooks = dict(ema=dict(type='EMAHook'),", "there is no default hook ema"),
+        ("system=SYSTEM", "system=3", "it must be a text. Write system='...'."),
+        ("type=DatasetInfoHook", "type='my.Mine'", "docs/design.md, 'To add something'"),
+        ("every_n_iters=", "generation_kwargs=dict(top_k=5), every_n_iters=", "top_k=5 cannot be followed"),
         ("log_processor = dict(by_epoch=False)", "framework = 'huggingface'", "HuggingFace Trainer"),
     ],
 )

@@ -12,7 +12,7 @@ import torch
 from xtuner.config.spec import LoraSpec, ModelSpec
 from xtuner.errors import UserError
 from xtuner.model.attention import PACKED
-from xtuner.model.checks import explain
+from xtuner.model.checks import check_vocabulary, explain
 from xtuner.model.load import load_model, load_tokenizer
 
 
@@ -84,6 +84,7 @@ def other_weights(folder, **config):
     shutil.copyfile(made / "model.safetensors", folder / "model.safetensors")
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 BROKEN = [
     (lambda folder: (folder / "config.json").unlink(), r"holds no config\.json"),
     (lambda folder: (folder / "config.json").write_text("{not json"), "not valid JSON"),
@@ -95,10 +96,27 @@ BROKEN = [
     (lambda folder: break_config(folder, hidden_size="wide"), "hidden_size"),
     (lambda folder: (folder / "model.safetensors").unlink(), r"no file named|cannot be loaded"),
     (lambda folder: cut(folder / "model.safetensors"), "cut short"),
+    (
+        lambda folder: (folder / "model.safetensors").write_bytes(LFS),
+        r"model\.safetensors is only the note .* lfs pull",
+    ),
     (lambda folder: (folder / "model.safetensors").write_bytes(b""), "cut short"),
     (lambda folder: break_config(folder, num_hidden_layers=3), r"lacks \d+ weights"),
-    (lambda folder: other_weights(folder, hidden=96), "cannot be loaded"),
+    (lambda folder: other_weights(folder, hidden=96), r"does not fit its config.json: \S+ has the shape \[.*96"),
 ]
+
+
+def test_a_folder_without_a_tokenizer(tmp_path):
+    with pytest.raises(UserError, match="holds no files of a tokenizer"):
+        load_tokenizer(str(tiny.make_tiny_qwen2(tmp_path / "bare")))
+
+
+def test_a_tokenizer_of_a_larger_model(original):
+    model = load(original)
+    known = model.get_input_embeddings().num_embeddings
+    check_vocabulary(model, known - 1, "there")
+    with pytest.raises(UserError, match=rf"tokenizer in there gives token {known}, but the model knows only {known} "):
+        check_vocabulary(model, known, "there")
 
 
 @pytest.mark.parametrize(("damage", "message"), BROKEN)
@@ -150,6 +168,12 @@ def test_an_adapter_is_not_a_model(tmp_path):
         load(tmp_path)
 
 
+def test_a_run_is_not_a_model(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is the folder of a run.*xtuner convert merge"):
+        load(tmp_path)
+
+
 def test_a_file_is_not_a_model(original):
     with pytest.raises(UserError, match="is a file"):
         load(original / "config.json")
@@ -161,6 +185,7 @@ def test_a_file_is_not_a_model(original):
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: not enough memory: you tried 9 bytes"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: 9"),
     ],
 )
 def test_no_memory(error):

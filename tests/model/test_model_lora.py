@@ -205,6 +205,31 @@ def test_adapters_that_do_not_fit_are_refused(folder, tmp_path):
         load_model(ModelSpec(path=wide, adapter=str(tmp_path / "good")), device="cpu", dtype=torch.float32, train=False)
 
 
+def opened(base_folder, adapter):
+    spec = ModelSpec(path=str(base_folder), adapter=str(adapter))
+    return load_model(spec, device="cpu", dtype=torch.float32, train=False)
+
+
+def test_an_adapter_for_more_or_fewer_layers_is_refused(folder, tmp_path):
+    deep = tiny.make_tiny_internlm2(tmp_path / "deep", layers=3)
+    for base_folder, name in ((folder, "shallow"), (deep, "deep_adapter")):
+        model = adapted(str(base_folder))
+        tensors = {file_name(key): value for key, value in trainable_state(model).items()}
+        write_adapter(tmp_path / name, adapter_config(model), tensors)
+    opened(deep, tmp_path / "deep_adapter")
+    with pytest.raises(UserError, match=r"it has nothing for model\.layers\.2\.attention\.wo \(and 4 more\)"):
+        opened(deep, tmp_path / "shallow")
+    with pytest.raises(UserError, match=r"the model has no model\.layers\.2\.attention\.wo \(and 4 more\)"):
+        opened(folder, tmp_path / "deep_adapter")
+    weights = tmp_path / "shallow" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"cut short|damaged"):
+        opened(folder, tmp_path / "shallow")
+    weights.unlink()
+    with pytest.raises(UserError, match="no weights"):
+        opened(folder, tmp_path / "shallow")
+
+
 def test_pefts_layer_is_not_what_we_inject(folder):
     """The comparison above is between two things."""
     kinds = {type(module) for module in adapted(folder).modules() if isinstance(module, PeftLinear)}

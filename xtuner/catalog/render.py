@@ -113,7 +113,7 @@ def render(name: str) -> str:
     if name in ZERO:
         raise UserError(
             f"{name} says how training is spread over cards, not what is trained.",
-            f"Type: xtuner train CONFIG --deepspeed {name}",
+            "Training with DeepSpeed is not part of this version yet. Type: xtuner train CONFIG",
         )
     if name in SCRIPTS:
         raise UserError(f"{name} was a script that lay among the configs of 0.1.x.", SCRIPTS[name])

@@ -71,11 +71,15 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
 def _publish(aside: Path, folder: Path) -> None:
     made = {path.name for path in aside.iterdir()}
     kinds = {_is_adapter(name) for name in made if WEIGHTS.fullmatch(name)}
-    for old in list(folder.iterdir()):
-        if WEIGHTS.fullmatch(old.name) and _is_adapter(old.name) in kinds and old.name not in made:
-            old.unlink()
+    stale = [
+        old
+        for old in folder.iterdir()
+        if WEIGHTS.fullmatch(old.name) and _is_adapter(old.name) in kinds and old.name not in made
+    ]
     for name in sorted(made):
         os.replace(aside / name, folder / name)
+    for old in stale:  # last, so that a failure above leaves no folder without weights
+        old.unlink()
     aside.rmdir()
 
 
@@ -95,6 +99,6 @@ def require_space(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(there).free
     if free < num_bytes:
         raise UserError(
-            f"{folder} needs {num_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there.",
+            f"{folder} needs {num_bytes / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there.",
             "Free some space, or write elsewhere.",
         )

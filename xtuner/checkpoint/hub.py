@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from xtuner.errors import UserError
+from xtuner.network import hub_is_reachable
 
 SMALL = ["*.json", "*.model", "*.txt", "*.py", "*.jinja", "*.tiktoken", "*.vocab", "*.bpe", "LICENSE*", "NOTICE*"]
 WEIGHTS = (["*.safetensors"], ["*.bin"])
@@ -24,10 +25,11 @@ def find_folder(path: Path | str, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    offline = not hub_is_reachable()
     try:
-        found = Path(snapshot_download(text, allow_patterns=SMALL))
+        found = Path(snapshot_download(text, allow_patterns=SMALL, local_files_only=offline))
         for patterns in WEIGHTS if weights else ():
-            found = Path(snapshot_download(text, allow_patterns=patterns))
+            found = Path(snapshot_download(text, allow_patterns=patterns, local_files_only=offline))
             if any(found.glob(patterns[0])):
                 break
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:

@@ -24,10 +24,10 @@ class RunRecord:
 
     spec: dict[str, Any]
     """The `RunSpec`, as plain data."""
-    template: str | None = None
-    """Name of the chat template that was trained; None: plain text."""
+    template: str | dict[str, Any] | None = None
+    """The chat template that was trained: the name of a built-in one, or all fields of another; None: plain text."""
     base: dict[str, Any] = field(default_factory=dict)
-    """`path` of the model (absolute when it is a folder) and `config_hash` of its config.json."""
+    """`path` of the model (absolute when it is a folder), `config_hash` of its config.json, `revision` of a hub's."""
     data: dict[str, Any] = field(default_factory=dict)
     """`fingerprint` and `report` of the prepared data."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -76,13 +76,27 @@ def is_run_folder(path: Path) -> bool:
 
 
 def describe_base(path: str) -> dict[str, Any]:
-    """Say which model a run began with: where it is and what its config.json hashes to (sha256)."""
+    """Say which model a run began with: where it is and what its config.json hashes to (sha256).
+
+    Of a hub's model that was fetched also the `revision` (commit), since a hub's models change.
+    """
     folder = Path(path)
-    if not folder.is_dir():
-        return {"path": path, "config_hash": None}
-    config = folder / "config.json"
-    digest = hashlib.sha256(config.read_bytes()).hexdigest() if config.is_file() else None
-    return {"path": str(folder.resolve()), "config_hash": digest}
+    if folder.is_dir():
+        return {"path": str(folder.resolve()), "config_hash": _hash(folder / "config.json")}
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(path, "config.json")
+    except HFValidationError:
+        found = None  # no folder and no hub id
+    if not isinstance(found, str):
+        return {"path": path, "config_hash": None, "revision": None}
+    return {"path": path, "config_hash": _hash(Path(found)), "revision": Path(found).parent.name}
+
+
+def _hash(file: Path) -> str | None:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def installed_versions() -> dict[str, str]:

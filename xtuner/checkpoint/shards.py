@@ -74,6 +74,11 @@ def _read_index(index: Path) -> dict[str, Path]:
         file_of = {str(name): index.parent / file for name, file in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is not an index of weights.", "Copy or download it again.") from error
+    for name in map(str, weight_map.values()):
+        if Path(name).name != name:
+            raise UserError(
+                f"{index} names a file outside of its folder: {name}.", "Get the model from where you trust it."
+            )
     missing = sorted({file.name for file in file_of.values() if not file.is_file()})
     if missing:
         raise UserError(f"{index.parent} lacks {', '.join(missing[:3])}.", "Copy or download it again.")

@@ -1,6 +1,7 @@
 """Talks to a model in the terminal: a model folder, a base with an adapter, or the folder of a run."""
 
 import argparse
+import contextlib
 import sys
 from typing import Any
 
@@ -49,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offload-folder", metavar="FOLDER", help="for a model that is larger than the memory")
     parser.add_argument("--no-streamer", action="store_true", help="show an answer when it is complete")
     parser.add_argument("--show-special-tokens", action="store_true", help="show them inside answers")
-    parser.add_argument("--stop-words", nargs="+", default=[], metavar="TEXT", help="further texts that end an answer")
+    parser.add_argument(
+        "--stop-words", action="extend", nargs="+", default=[], metavar="TEXT", help="further texts that end an answer"
+    )
     for old in ("--command-stop-word", "--answer-stop-word"):  # v0.1.9
         parser.add_argument(old, dest="stop_words", action="extend", nargs=1, help=argparse.SUPPRESS)
     parser.add_argument("--max-new-tokens", type=int, default=2048, help="length limit of an answer (%(default)s)")
@@ -109,7 +112,8 @@ def run(args: argparse.Namespace) -> int:
         ask(model, args.prompt, sampling, system=system, streaming=not args.no_streamer)
         return 0
     if sys.stdin.isatty():
-        import readline  # noqa: F401  # gives `input` line editing and a history
+        with contextlib.suppress(ImportError):  # some Pythons are built without it
+            import readline  # noqa: F401  # gives `input` line editing and a history
     talk(model, sampling, system=system, bot_name=args.bot_name or "", streaming=not args.no_streamer)
     return 0
 

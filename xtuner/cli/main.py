@@ -64,7 +64,7 @@ def dispatch(words: list[str]) -> int:
     command = words[0].lower() if words else "help"
     command = ALIASES.get(command, command)
     if command in LATER:
-        raise UserError(f"xtuner {command} ({LATER[command]}) is not part of this version yet.", exit_code=2)
+        raise UserError(f"xtuner {command} ({LATER[command]}) is not part of this version yet.", "Type: xtuner help", 2)
     if command not in COMMANDS:
         raise UserError(
             f"There is no command {words[0]}.", did_you_mean(command, COMMANDS) or "Type: xtuner help", exit_code=2

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="a run with the same seed repeats; a resumed run keeps its own")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings of a 0.1.x config")
     parser.add_argument("--deepspeed", help="not in this version yet")
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # old launchers of torch add it
     launchers = ("none", "pytorch", "slurm", "mpi")
     parser.add_argument("--launcher", default="none", choices=launchers, help="only none (one process) in this version")
 
@@ -65,10 +66,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def sort_words(args: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Return configs and settings; takes back what `--data` and `--cfg-options` have swallowed of them."""
+    """Return configs and settings; takes back what `--data`, `--resume` and `--cfg-options` have swallowed of them."""
     files = [word for word in args.data or [] if "=" not in word or Path(word).exists()]
     words = args.words + [word for word in args.data or [] if word not in files]
     words += [word for word in args.cfg_options if "=" not in word]
+    after = Path(args.resume or "")
+    if after.suffix in (".py", ".yaml") or ("=" in after.name and not after.exists()):
+        words.append(args.resume)
+        args.resume = "auto"
     args.data = files or None
     args.cfg_options = [word for word in args.cfg_options if "=" in word]
     return [word for word in words if "=" not in word], [word for word in words if "=" in word]
@@ -131,7 +136,8 @@ def load_bare(args: argparse.Namespace, settings: Sequence[str]) -> "LoadedRun":
         raise UserError(f"{missing} is missing.", "Type: xtuner train --model FOLDER --data FILE", exit_code=2)
     spec = override_spec(choose_spec(args.model, args.data, args.template, args.bits), settings)
     text = dump_yaml(spec)
-    name = f"{Path(args.model).resolve().name}-{Path(args.data[0]).stem}"
+    typed = Path(os.path.abspath(Path(args.model).expanduser()))  # a link keeps the name that was typed
+    name = f"{typed.name}-{Path(args.data[0]).stem}"
     print(f"# This is the run; save it as a .yaml file to change it, or add settings as key=value.\n{text}")
     return LoadedRun(spec, name, f"{name}.yaml", text)
 

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from xtuner.config.schema import annotation_at, settings_of
-from xtuner.config.spec import RunSpec
+from xtuner.config.spec import IDLE, RunSpec
 from xtuner.config.table import Table
 from xtuner.errors import UserError, did_you_mean
 
@@ -30,6 +30,8 @@ def _explain(mistakes: Sequence[ErrorDetails], table: Mapping[str, Any]) -> User
     # of the branches of a union, the one that got furthest is the one that was meant
     mistake = max(mistakes, key=lambda one: len(_path(one["loc"], table)))
     path = _path(mistake["loc"], table)
+    if mistake["type"] == IDLE:
+        path.append(mistake["ctx"]["name"])
     key = ".".join(str(part) for part in path)
     where = _where(path, table)
     place = f"{where}: " if where else ""
@@ -39,6 +41,8 @@ def _explain(mistakes: Sequence[ErrorDetails], table: Mapping[str, Any]) -> User
         return UserError(f"{place}there is no setting {key}.", hint)
     if mistake["type"] == "missing":
         return UserError(f"{place}the setting {key} is missing.", f"Add {key}.")
+    if mistake["type"] == IDLE:
+        return UserError(f"{place}{key} has no effect {mistake['ctx']['why']}.", f"Leave {path[-1]} out.")
     message = mistake["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return UserError(f"{place}{key} is {_short(mistake['input'])}; it {message}.", f"Change {key}.")
 

@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from xtuner.config.choice import Choice
 from xtuner.config.ref import Ref
 from xtuner.config.spec import RunSpec, SourceSpec
-from xtuner.config.yaml_text import plain_value
 
 WIDTH = 79
 
@@ -51,10 +49,9 @@ def _python(value: Any, indent: int, used: int) -> str:
 
 def dump_yaml(spec: RunSpec) -> str:
     """Render a `RunSpec` as YAML, saying only what differs from the defaults; reads back equal."""
-    # innermost lists and dicts stand in one line, long texts are not broken
-    return yaml.dump(
-        short_form(spec), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6, default_flow_style=None
-    )
+    from xtuner.config.yaml_text import render_yaml  # time that 0.1.x dumps need not pay
+
+    return render_yaml(short_form(spec))
 
 
 def short_form(spec: RunSpec) -> dict[str, Any]:
@@ -62,18 +59,6 @@ def short_form(spec: RunSpec) -> dict[str, Any]:
     short = _short(spec)
     assert isinstance(short, dict)
     return short
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes texts so that `yaml_text` reads them as texts: in quotes when they look like something else."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = '"' if "\n" in text else None if isinstance(plain_value(text), str) else "'"
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _represent_text)
 
 
 def _short(value: Any) -> Any:

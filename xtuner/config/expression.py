@@ -9,7 +9,16 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from xtuner.config.function import BUILTINS, FUNCTIONS, LARGEST, METHODS, check_format, check_width
+from xtuner.config.function import (
+    BUILTINS,
+    FUNCTIONS,
+    LARGEST,
+    METHODS,
+    check_format,
+    check_length,
+    check_size,
+    check_width,
+)
 from xtuner.config.ref import Ref
 from xtuner.config.table import Table
 from xtuner.errors import UserError, did_you_mean
@@ -78,7 +87,11 @@ class Expressions:
             return self._value(node)
         except MISTAKES as mistake:
             detail = f"the key {mistake} is missing" if isinstance(mistake, KeyError) else str(mistake)
-            raise self.error(node, f"{ast.unparse(node)[:60]} cannot be worked out: {detail}.") from mistake
+            parts = sorted({part.id for part in ast.walk(node) if isinstance(part, ast.Name)} & set(self.names))
+            known = ", ".join(f"{name} is {str(self.names[name])!r}"[:80] for name in parts[:3])
+            raise self.error(
+                node, f"{ast.unparse(node)[:60]} cannot be worked out: {detail}.", known and f"Here {known}."
+            ) from mistake
 
     def _value(self, node: ast.expr) -> Any:
         match node:
@@ -108,7 +121,9 @@ class Expressions:
             case ast.IfExp():
                 return self.value(node.body if self.value(node.test) else node.orelse)
             case ast.JoinedStr():
-                return "".join(str(self.value(part)) for part in node.values)
+                parts = [str(self.value(part)) for part in node.values]
+                check_length(sum(map(len, parts)))
+                return "".join(parts)
             case ast.FormattedValue():
                 return self._formatted(node)
             case ast.ListComp() | ast.GeneratorExp():
@@ -153,7 +168,7 @@ class Expressions:
                 return os.environ[key]
             if isinstance(key, str) and key.isidentifier():
                 return Ref(f"{owner.path}.{key}")
-            raise self.error(node, f"{owner.path} is an imported name; {key!r} cannot be looked up in it.")
+            raise self.error(node, f"{owner.path} is an imported name; {key!r} cannot be looked up in it.", SUPPORTED)
         return owner[key]
 
     def _elements(self, nodes: Iterable[ast.expr]) -> list[Any]:
@@ -183,6 +198,7 @@ class Expressions:
         for keyword in node.keywords:
             value = self.value(keyword.value)
             named.update(value if keyword.arg is None else {keyword.arg: value})
+        check_size(function, given, named)
         result = function(*given, **named)
         return list(result) if isinstance(result, Iterator) else result
 
@@ -228,15 +244,19 @@ class Expressions:
             raise self.error(node, f"The operator in {ast.unparse(node)[:60]} is not supported.", SUPPORTED)
         if isinstance(left, Ref) or isinstance(right, Ref):
             ref = left if isinstance(left, Ref) else right
-            raise self.error(node, f"{ref.path} is an imported name; nothing can be computed with it.")
+            raise self.error(node, f"{ref.path} is an imported name; nothing can be computed with it.", SUPPORTED)
         if isinstance(kind, ast.Pow) and (abs(right) > 64 or abs(left) > LARGEST):
-            raise self.error(node, "This power is too large for a config.")
+            raise self.error(node, "This power is too large for a config.", "Write the number.")
         if isinstance(kind, ast.Mult):
             for some, other in ((left, right), (right, left)):
                 if isinstance(some, str | list | tuple) and len(some) * other > LARGEST:
-                    raise self.error(node, "This text or list is too large for a config.")
+                    raise self.error(node, "This text or list is too large for a config.", "Write a shorter one.")
+        if isinstance(kind, ast.Add) and isinstance(left, str | list | tuple) and isinstance(right, type(left)):
+            check_length(len(left) + len(right))
         if isinstance(kind, ast.Mod) and isinstance(left, str):
             check_width(left)
+            values = right if isinstance(right, tuple) else (right,)
+            check_length(len(left) + sum(len(str(value)) for value in values))
         if isinstance(kind, ast.BitOr) and isinstance(left, dict):
             merged = Table(file=self.file, line=getattr(node, "lineno", 0))
             merged.join(left)
@@ -305,9 +325,9 @@ class Expressions:
         elif isinstance(target, ast.Tuple | ast.List):
             values = list(value)
             if len(values) != len(target.elts):
-                raise self.error(
-                    target, f"{ast.unparse(target)} are {len(target.elts)} names for {len(values)} values."
-                )
+                names = ast.unparse(target)
+                what = f"{names} are {len(target.elts)} names for {len(values)} values."
+                raise self.error(target, what, "Write as many names as values.")
             for part, one in zip(target.elts, values, strict=True):
                 self.bind(part, one)
         else:

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 LARGEST = 10_000_000
@@ -65,3 +65,28 @@ def check_format(text: str) -> None:
         check_width(form or "")
         if field and not re.fullmatch(r"\w*", field):
             raise ValueError(f"the field {{{field}}} is not a plain name")
+
+
+def check_length(length: int) -> None:
+    """Refuse a text or list that would fill the memory."""
+    if length > LARGEST:
+        raise ValueError("the result is too large for a config")
+
+
+def check_size(function: Callable[..., Any], given: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Refuse a call of a text's or list's method whose result would fill the memory."""
+    owner = getattr(function, "__self__", None)
+    name = getattr(function, "__name__", "")
+    if isinstance(owner, list) and name == "extend" and given and hasattr(given[0], "__len__"):
+        check_length(len(owner) + len(given[0]))
+    if not isinstance(owner, str):
+        return
+    if name == "replace" and len(given) > 1:
+        times = owner.count(given[0]) if len(given) < 3 or given[2] < 0 else given[2]
+        check_length(len(owner) + times * len(given[1]))
+    elif name == "join" and given:
+        parts = given[0] if isinstance(given[0], list | tuple | set | dict | str) else ()
+        check_length(sum(len(part) for part in parts) + len(owner) * len(parts))
+    elif name == "format":
+        values = [len(str(value)) for value in (*given, *named.values())]
+        check_length(len(owner) + owner.count("{") * max(values, default=0))

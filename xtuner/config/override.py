@@ -33,7 +33,7 @@ def parse_value(text: str) -> Any:
         UserError: brackets or quotes that do not close (exit code 2).
     """
     text = text.strip()
-    if len(text) >= 2 and text[0] in "'\"" and text[-1] == text[0] and text[0] not in text[1:-1]:
+    if _is_quoted(text):
         return text[1:-1]
     if text[:1] in BRACKETS:
         if not text.endswith(BRACKETS[text[0]]):
@@ -47,6 +47,18 @@ def parse_value(text: str) -> Any:
     if NUMBER.fullmatch(text):
         return float(text) if re.search(r"[.eE]", text) else int(text)
     return text
+
+
+def parse_text(text: str) -> str | None:
+    """Return what the words of a setting that is a text mean: None, or all of them without quotes around them."""
+    text = text.strip()
+    if _is_quoted(text):
+        return text[1:-1]
+    return None if text.lower() in ("none", "null") else text
+
+
+def _is_quoted(text: str) -> bool:
+    return len(text) >= 2 and text[0] in "'\"" and text[-1] == text[0] and text[0] not in text[1:-1]
 
 
 def split_commas(text: str) -> list[str]:

@@ -29,15 +29,18 @@ def read_python(text: str, file: str, overrides: Mapping[str, Any] | None = None
     except SyntaxError as error:
         line = (error.text or "").strip()
         raise UserError(
-            f"{file}:{error.lineno or 0}: this is not Python: {error.msg}.", f"Look at: {line[:80]}" if line else ""
+            f"{file}:{error.lineno or 0}: this is not Python: {error.msg}.",
+            f"Look at: {line[:80]}" if line else "Check brackets and quotes.",
         ) from error
     except (ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"{file}: this is not Python: {error}.") from error
+        raise UserError(f"{file}: this is not Python: {error}.", "Start from one that is: xtuner list-cfg") from error
     reader = PythonText(file, overrides or {})
     try:
         reader.run(tree.body)
     except RecursionError as error:
-        raise UserError(f"{file}: this is nested too deeply for a config.") from error
+        raise UserError(
+            f"{file}: this is nested too deeply for a config.", "Give the parts names of their own."
+        ) from error
     return reader
 
 
@@ -165,10 +168,14 @@ class PythonText:
             elif isinstance(target, ast.Subscript):
                 owner, key = self._expressions.value(target.value), self._expressions.value(target.slice)
                 if not isinstance(owner, dict) or key not in owner:
-                    raise self._expressions.error(target, f"{ast.unparse(target)} is not there to delete.")
+                    raise self._expressions.error(
+                        target, f"{ast.unparse(target)} is not there to delete.", "Remove this line."
+                    )
                 del owner[key]
             else:
-                raise self._expressions.error(target, f"{ast.unparse(target)} is not there to delete.")
+                raise self._expressions.error(
+                    target, f"{ast.unparse(target)} is not there to delete.", "Remove this line."
+                )
 
     def _with(self, node: ast.With) -> None:
         call = node.items[0].context_expr
@@ -207,7 +214,7 @@ class PythonText:
         try:
             defined = defined_names(ast.parse(text))
         except (SyntaxError, ValueError) as error:
-            raise UserError(f"{file}: this is not Python: {error}.") from error
+            raise UserError(f"{file}: this is not Python: {error}.", f"Try it: python {file}") from error
         wanted = {name.asname or name.name: name.name for name in node.names}
         for bound in [bound for bound, name in wanted.items() if name in defined]:
             self._names[bound] = Ref(f"{file}:{wanted.pop(bound)}")

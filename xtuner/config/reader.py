@@ -84,7 +84,7 @@ def load_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a text in UTF-8.", "Save it as UTF-8.") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}.", f"Check with: ls -l {path}") from error
     if not text.strip():
         raise UserError(f"{path} is empty.", "Copy one to start from: xtuner list-cfg; xtuner copy-cfg NAME .")
     return text
@@ -99,7 +99,7 @@ def read_run(text: str, path: Path) -> Table:
     try:
         record = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: this is not JSON: {error.msg}.") from error
+        raise UserError(f"{path}:{error.lineno}: this is not JSON: {error.msg}.", "Give the config instead.") from error
     spec = record.get("spec", record) if isinstance(record, dict) else None
     if not isinstance(spec, dict) or "model" not in spec:
         raise UserError(f"{path} is not the record of a run.", "Give a config, or the folder that a run has written.")

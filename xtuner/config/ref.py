@@ -76,5 +76,9 @@ def _module_from_file(file: Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever somebody's program does
+        said = f"{type(error).__name__}: {error}"
+        raise UserError(f"{file} fails when it is imported ({said}).", f"Try it: python {file}") from error
     return module

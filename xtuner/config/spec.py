@@ -1,19 +1,33 @@
 """What a run is: `RunSpec`, the one description that every way of asking for a run is turned into.
 
-Torch-free. Every field has an effect or is refused: unknown keys are errors (`extra="forbid"`).
+Torch-free. Every field has an effect or is refused: unknown keys are errors (`extra="forbid"`), and so is a value that
+another setting makes idle, unless it is the default.
 """
 
-from typing import Any, Literal
+from pathlib import PurePath
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from xtuner.config.choice import Choice
+
+DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xlsx", ".parquet", ".txt")
+"""How the name of a single data file ends."""
+IDLE = "idle"
+"""Type of the error of a setting without an effect; its context says which (`name`) and `why`."""
 
 
 class Part(BaseModel):
     """A part of a `RunSpec`: knows its keys and refuses others."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), defer_build=True)
+
+    def _refuse_idle(self, why: str, *names: str) -> None:
+        """Refuse settings that differ from their defaults although they have no effect `why`."""
+        for name in names:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise PydanticCustomError(IDLE, "{name} has no effect {why}", {"name": name, "why": why})
 
 
 class LoraSpec(Part):
@@ -54,6 +68,12 @@ class QuantSpec(Part):
     """Number format of the products; auto: that of the run."""
     int8_threshold: float = 6.0
     """Columns with larger inputs than this are computed unquantised (8 bits only)."""
+
+    @model_validator(mode="after")
+    def _of_the_other_bits(self) -> Self:
+        idle = ("int8_threshold",) if self.bits == 4 else ("type", "double", "compute_dtype")
+        self._refuse_idle(f"at {self.bits} bits", *idle)
+        return self
 
 
 class ModelSpec(Part):
@@ -108,6 +128,14 @@ class SourceSpec(Part):
     def _path_alone(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _one_file(self) -> Self:
+        if PurePath(self.path).suffix.lower() in DATA_SUFFIXES:
+            # split=None, all rows, is what a single file gives anyway
+            idle = ("files", "name") if self.split is None else ("files", "name", "split")
+            self._refuse_idle("beside the path of a single file", *idle)
+        return self
+
 
 class DataSpec(Part):
     """Rows in, batches out."""
@@ -153,6 +181,14 @@ class OptimSpec(Part):
     max_norm: float | None = 1.0
     """Clip the gradient to this norm; None: no clipping."""
 
+    @model_validator(mode="after")
+    def _momentum_alone(self) -> Self:
+        if self.name == "sgd":
+            self._refuse_idle("with sgd", "eps")
+            if self.betas[1] != type(self).model_fields["betas"].default[1]:
+                self._refuse_idle("with sgd, whose momentum is the first", "betas")
+        return self
+
 
 class ScheduleSpec(Part):
     """Learning rate over the run: a linear warm-up, then `name`."""
@@ -165,6 +201,14 @@ class ScheduleSpec(Part):
     """Factor of the learning rate at the first iteration."""
     min_lr: float = 0.0
     """The learning rate at the end."""
+
+    @model_validator(mode="after")
+    def _without_its_part(self) -> Self:
+        if self.name == "constant":
+            self._refuse_idle("with constant", "min_lr")
+        if not self.warmup:
+            self._refuse_idle("without a warm-up", "warmup_start")
+        return self
 
 
 class LoopSpec(Part):
@@ -214,6 +258,8 @@ class ProbeSpec(Part):
     """Longest answer, in tokens."""
     template: str | None = None
     """None: the template of the data."""
+    stop_words: list[str] = Field(default_factory=list)
+    """Further texts that end an answer, beside those of the template."""
 
 
 class RunSpec(Part):

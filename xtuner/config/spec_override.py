@@ -1,11 +1,11 @@
 """`key=value` on a `RunSpec`: full dotted keys, or any last part that only one setting has (`lr=1e-4`)."""
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from xtuner.config.check import to_spec
 from xtuner.config.choice import Choice
-from xtuner.config.override import parse_value, put_path
+from xtuner.config.override import parse_text, parse_value, put_path
 from xtuner.config.schema import annotation_at, is_open, setting_keys
 from xtuner.config.spec import RunSpec
 from xtuner.config.table import COMMAND_LINE, Table
@@ -79,10 +79,17 @@ def _parts(key: str) -> list[str | int]:
 
 
 def _fitting_value(key: str, text: str) -> Any:
-    """Return the value that the words stand for; where the setting is a text, `7` stays the text "7"."""
-    value = parse_value(text)
+    """Return the value that the words stand for, as the setting takes it.
+
+    Where it is a text, `7` and `a,b` stay the texts that were typed; where it is a list, one value is a list of one.
+    """
     annotation = annotation_at(_parts(key))
     kinds = {annotation, *get_args(annotation)}
-    if isinstance(value, bool | int | float) and str in kinds and not {bool, int, float} & kinds:
-        return text.strip()
-    return value
+    several = {kind for kind in kinds if get_origin(kind) in (list, tuple, dict)}
+    if str in kinds and not several and not {bool, int, float} & kinds:
+        return parse_text(text)
+    value = parse_value(text)
+    if isinstance(value, bool | int | float) and (str in kinds or kinds == {list[str]}):
+        value = text.strip()
+    alone = not isinstance(value, list | tuple) and value is not None
+    return [value] if alone and get_origin(annotation) is list else value

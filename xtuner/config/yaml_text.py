@@ -1,6 +1,7 @@
-"""Reads YAML into a `Table` with the line of every key; `1e-4` is a number, dates and `no` are texts."""
+"""Reads YAML into a `Table` with the line of every key, and writes it; `1e-4` is a number, dates and `no` are texts."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -11,6 +12,8 @@ from xtuner.errors import UserError
 NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][-+]?\d+)?")
 KINDS = ("str", "int", "float", "bool", "null", "timestamp", "value", "merge", "map", "seq")
 PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in KINDS}
+MOST_VALUES = 100_000
+"""Values of a config at most, aliases written out: a few lines of them can stand for more than a memory holds."""
 WORDS: dict[str, Any] = {
     "": None,
     "~": None,
@@ -33,15 +36,38 @@ def read_yaml(text: str, file: str) -> Table:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise UserError(f"{file}:{line}: this is not YAML: {error.problem}.") from error
+        fix = "Check the indentation, and put texts with a colon, # or ? into quotes."
+        raise UserError(f"{file}:{line}: this is not YAML: {error.problem}.", fix) from error
     except yaml.YAMLError as error:
-        raise UserError(f"{file}: this is not YAML: {error}.") from error
+        raise UserError(f"{file}: this is not YAML: {error}.", "Save it as a text in UTF-8.") from error
     if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{file}: a config is a list of `key: value` lines; this file is not.")
+        raise UserError(
+            f"{file}: a config is made of `key: value` lines; this file is not.", "Begin with: model: {path: FOLDER}"
+        )
     try:
+        _count(node, file, {})
         return _value(node, file)
     except RecursionError as error:
-        raise UserError(f"{file}: an anchor of this file contains itself.") from error
+        raise UserError(f"{file}: an anchor of this file contains itself.", "Write the value out.") from error
+
+
+def _count(node: yaml.Node, file: str, known: dict[int, int]) -> int:
+    """Return how many values a node has with its aliases written out, of which each is counted only once.
+
+    Raises:
+        UserError: more than a config can need.
+    """
+    if id(node) not in known:
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        known[id(node)] = 1 + sum(_count(part, file, known) for part in parts)
+        if known[id(node)] > MOST_VALUES:
+            where = f"{file}:{node.start_mark.line + 1}"
+            raise UserError(f"{where}: this is more than {MOST_VALUES} values.", "Use fewer aliases (*name).")
+    return known[id(node)]
 
 
 def _value(node: yaml.Node, file: str) -> Any:
@@ -62,7 +88,7 @@ def _mapping(node: yaml.MappingNode, file: str) -> Table:
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
-            raise UserError(f"{file}:{line}: a key is a single word.")
+            raise UserError(f"{file}:{line}: a key is a single word.", "Write key: value.")
         key = str(key_node.value)
         if key in written:
             raise UserError(f"{file}:{line}: {key} is given twice.", f"The first one is in line {written[key]}.")
@@ -82,3 +108,21 @@ def plain_value(text: str) -> Any:
     if NUMBER.fullmatch(text):
         return float(text) if re.search(r"[.eE]", text) else int(text)
     return text
+
+
+def render_yaml(values: Mapping[str, Any]) -> str:
+    """Write a mapping so that `read_yaml` reads it back the same."""
+    # innermost lists and dicts stand in one line, long texts are not broken
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6, default_flow_style=None)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts so that `read_yaml` reads them as texts: in quotes when they look like something else."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if "\n" in text else None if isinstance(plain_value(text), str) else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)

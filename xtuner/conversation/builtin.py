@@ -4,6 +4,10 @@ What stands around the texts (special tokens, and the opening words some familie
 models; a model that sees other words answers worse.
 """
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 from xtuner.conversation.template import ChatTemplate
 from xtuner.errors import UserError, did_you_mean
 
@@ -188,6 +192,32 @@ def find_template(name: str) -> ChatTemplate:
         return TEMPLATES[name]
     hint = did_you_mean(name, TEMPLATES) or f"Known: {', '.join(sorted(TEMPLATES))}."
     raise UserError(f"There is no chat template called {name}.", hint)
+
+
+def describe_template(template: ChatTemplate) -> str | dict[str, Any]:
+    """Return what a record keeps of a template: the name of one of ours, the fields of any other.
+
+    With the fields nobody needs the program file that a user's own template stands in, and none of it is run.
+    """
+    return template.name if TEMPLATES.get(template.name) == template else dataclasses.asdict(template)
+
+
+def to_template(recorded: str | Mapping[str, Any]) -> ChatTemplate:
+    """Return the template that `describe_template` described.
+
+    Raises:
+        UserError: an unknown name, or fields that make no template.
+    """
+    if isinstance(recorded, str):
+        return find_template(recorded)
+    fields = {**recorded, "stop_words": recorded.get("stop_words", ())}
+    texts = [value for key, value in fields.items() if key not in ("stop_words", "suffix_as_eos", "system")]
+    texts += [*fields["stop_words"]] if isinstance(fields["stop_words"], list | tuple) else [None]
+    texts += [fields["system"]] if fields.get("system") is not None else []
+    known = {field.name for field in dataclasses.fields(ChatTemplate)}
+    if not {"name", "instruction"} <= set(fields) <= known or not all(isinstance(text, str) for text in texts):
+        raise UserError("The recorded chat template is damaged.", f"Name one instead: {', '.join(sorted(TEMPLATES))}.")
+    return ChatTemplate(**{**fields, "stop_words": tuple(fields["stop_words"])})
 
 
 def find_system(name: str, *, bot_name: str = "BOT") -> str:

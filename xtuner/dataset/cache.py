@@ -5,6 +5,7 @@ import errno
 import hashlib
 import inspect
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +14,14 @@ from typing import Any
 
 import xtuner.conversation
 import xtuner.dataset
+from xtuner.dataset.store import ABOUT
 from xtuner.errors import UserError
 
 DAY = 24 * 3600
 UNUSED_DAYS = 60
 PART = ".part"
+OURS = re.compile(rf"[0-9a-f]{{32}}(?P<part>\.\d+{re.escape(PART)})?")
+"""Names of entries, and of those that are being written."""
 
 
 def cache_folder(given: str | None) -> Path:
@@ -79,10 +83,17 @@ def new_entry(folder: Path, key: str) -> Iterator[Path]:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what crashed runs left behind, and entries that nobody used for long."""
+    """Remove what crashed runs left behind, and entries that nobody used for long.
+
+    The folder may be one of the user's own, so nothing is touched but what bears a name of ours and, if it is an
+    entry, holds our `about.json`.
+    """
     now = time.time()
     for entry in folder.iterdir() if folder.is_dir() else ():
-        keep = DAY if entry.name.endswith(PART) else UNUSED_DAYS * DAY
+        named = OURS.fullmatch(entry.name)
+        if named is None or not (named["part"] or (entry / ABOUT).is_file()):
+            continue
+        keep = DAY if named["part"] else UNUSED_DAYS * DAY
         with contextlib.suppress(OSError):
             if now - entry.stat().st_mtime > keep:
                 shutil.rmtree(entry)

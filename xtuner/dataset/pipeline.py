@@ -30,7 +30,7 @@ class Prepared:
     validation: PackedDataset | None
     report: DataReport
     fingerprint: str
-    """Equal for equal data in equal packs."""
+    """Equal for equal data in equal packs, whichever version of this program has prepared them."""
     template: ChatTemplate | None
 
 
@@ -43,6 +43,8 @@ def build_dataset(spec: DataSpec, tokenizer: Any, *, seed: int, tell: Callable[[
     Raises:
         UserError: data that cannot be found, read or learned, an unknown format or template.
     """
+    if isinstance(spec.validation, float) and not 0 < spec.validation < 1:
+        raise UserError(f"The validation share is {spec.validation}.", "Give a number between 0 and 1, or files.")
     template = choose_template(spec.template, tokenizer)
     preparer = Preparer(spec, Encoder(tokenizer), template, seed, tell)
     separate = spec.validation if isinstance(spec.validation, list) else []
@@ -78,7 +80,7 @@ def build_dataset(spec: DataSpec, tokenizer: Any, *, seed: int, tell: Callable[[
         train=PackedDataset(stores, packs),
         validation=PackedDataset(held, held_packs) if held else None,
         report=report,
-        fingerprint=_hash(preparer.keys, spec.max_length, spec.pack, spec.validation, seed),
+        fingerprint=_hash(preparer.tokenizer_hash, (stores, packs), *([(held, held_packs)] if held else [])),
         template=template if talks or spec.template else None,
     )
 
@@ -109,10 +111,8 @@ def set_apart(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Choose `share` of the samples (S,) for validation, as a mask; copies stay together, so that none leaks.
 
     Raises:
-        UserError: the share is no share, or the samples are too few different ones.
+        UserError: the samples are too few different ones.
     """
-    if not 0 < share < 1:
-        raise UserError(f"The validation share is {share}.", "Give a number between 0 and 1, or files.")
     wanted = max(1, round(share * len(groups)))
     _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(counts))
@@ -142,5 +142,11 @@ def _pack(stores: Sequence[Samples], kept: np.ndarray, spec: DataSpec, seed: int
     return Packs(kept[packs.members], packs.borders)
 
 
-def _hash(*parts: Any) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+def _hash(tokenizer: str, *sets: tuple[Sequence[Samples], Packs]) -> str:
+    """Hash what is learned, in its order: the texts of the samples, their lengths in tokens, the packs."""
+    digest = hashlib.sha256(tokenizer.encode())
+    for stores, packs in sets:
+        digest.update(np.concatenate([store.groups for store in stores])[packs.members].tobytes())
+        digest.update(np.concatenate([store.lengths for store in stores])[packs.members].tobytes())
+        digest.update(packs.borders.astype(np.int64).tobytes())
+    return digest.hexdigest()

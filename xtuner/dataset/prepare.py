@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from xtuner.dataset.store import ABOUT, Samples, SampleWriter
 from xtuner.errors import UserError
 
 REFRESH_SECONDS = 0.2
+LOOKED_AT = 100
+"""Rows that are read to recognise the format."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,6 @@ class Preparer:
         self.spec, self.encoder, self.template, self.seed, self.tell = spec, encoder, template, seed, tell
         self.folder = cache_folder(spec.cache)
         self.tokenizer_hash = encoder.fingerprint()
-        self.keys: list[str] = []
         tidy(self.folder)
 
     def open(self, spec: SourceSpec) -> Opened:
@@ -65,16 +67,17 @@ class Preparer:
             UserError: it cannot be found or read, or its format is unknown.
         """
         source = open_source(spec)
-        first = next(source.rows(), None)
-        if first is None:
+        rows = list(islice(source.rows(), LOOKED_AT))
+        if not rows:
             raise UserError(f"{source.label} holds no rows.", "Give a file with rows in it.")
+        first = rows[0]
         for name in spec.rename:
             if name not in first:
                 raise UserError(
                     f"{source.label} has no column {name} to rename.", f"It has: {', '.join(map(str, first))}."
                 )
-        sample = {spec.rename.get(name, name): value for name, value in first.items()}
-        format_name = spec.format or recognise(list(sample), sample, source.label)
+        samples = [{spec.rename.get(name, name): value for name, value in row.items()} for row in rows]
+        format_name = spec.format or recognise(samples, source.label)
         job = Job(
             label=source.label,
             format_name=format_name,
@@ -86,7 +89,7 @@ class Preparer:
             rename=spec.rename,
             system=spec.system,
         )
-        return Opened(spec, source, job, _unused(job, sample))
+        return Opened(spec, source, job, _unused(job, samples[0]))
 
     def prepare(self, opened: Opened) -> tuple[Samples, SourceReport]:
         """Return the samples of one source, and what became of its rows.
@@ -105,7 +108,6 @@ class Preparer:
             self.tokenizer_hash,
             self.spec.max_length,
         )
-        self.keys.append(key)
         samples = self._find(key)
         cached = samples is not None
         if samples is None:

@@ -101,7 +101,8 @@ class _Text:
             except json.JSONDecodeError as error:
                 cut = error.pos >= len(self.block) - NEAR or error.msg.startswith("Unterminated string")
                 if not (cut and self.more()):
-                    raise self.error(error.msg[0].lower() + error.msg[1:], error.pos) from None
+                    what = error.msg.removesuffix(" at").removesuffix(" starting")
+                    raise self.error(what[0].lower() + what[1:], error.pos) from None
             except RecursionError:
                 raise self.error("it is nested too deeply") from None
 

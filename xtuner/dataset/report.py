@@ -158,9 +158,10 @@ class DataReport:
             said.append(f"{many(self.samples, 'sample')}, each on its own.")
         said.append(f"{self.tokens:,} tokens, {self.trained_tokens:,} of them learned ({self.share:.1%}).")
         if self.duplicates:
+            different = self.kept_rows - self.duplicates
             said.append(
                 f"{self.duplicates:,} of {self.kept_rows:,} rows are exact copies of others; "
-                f"{self.kept_rows - self.duplicates:,} are different."
+                f"{different:,} {'is' if different == 1 else 'are'} different."
             )
         if self.validation_samples:
             packs = many(self.validation_packs, "pack")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from xtuner.config.spec import SourceSpec
 from xtuner.dataset.reader import READERS, SUFFIXES, Progress
 from xtuner.errors import UserError, did_you_mean
+from xtuner.network import hub_is_reachable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -111,6 +112,8 @@ def _from_disk(folder: Path, spec: SourceSpec) -> Source:
 
 
 def _from_hub(spec: SourceSpec) -> Source:
+    if not hub_is_reachable():
+        os.environ["HF_DATASETS_OFFLINE"] = "1"  # read when the library is imported: only what is here is looked at
     import datasets  # as above
 
     try:

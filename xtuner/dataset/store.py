@@ -104,6 +104,10 @@ class PackedDataset:
         labels = np.where(np.concatenate(trained) != 0, input_ids, IGNORE)
         return Pack(input_ids, labels, [len(part) for part in ids])
 
+    def highest_id(self) -> int:
+        """Return the largest token id in the folders; reads all of them."""
+        return max((int(store.ids.max()) for store in self.stores if len(store)), default=-1)
+
     def origin(self, index: int) -> str:
         """Say which rows are in a pack, to name it in an error."""
         rows: dict[str, list[str]] = {}

@@ -3,11 +3,12 @@
 import torch
 
 from xtuner.checkpoint.run_record import RunRecord
-from xtuner.config.choice import build
+from xtuner.config.choice import build, pick
 from xtuner.config.spec import RunSpec
+from xtuner.conversation.builtin import describe_template
 from xtuner.dataset.pipeline import build_dataset
 from xtuner.dataset.sampler import Order
-from xtuner.engine import CALLBACKS, STRATEGIES
+from xtuner.engine import CALLBACKS, OPTIMISERS, STRATEGIES
 from xtuner.engine.callbacks.checkpoint import Checkpoint
 from xtuner.engine.callbacks.data_info import DataInfo
 from xtuner.engine.callbacks.probe import Probe
@@ -23,6 +24,8 @@ from xtuner.engine.schedule import build_schedule
 from xtuner.engine.workdir import WorkDir
 from xtuner.errors import UserError
 from xtuner.log import LOGGER
+from xtuner.model.checks import check_vocabulary
+from xtuner.model.load import check_spec as check_model
 from xtuner.model.load import load_model, load_tokenizer
 from xtuner.objective import OBJECTIVES
 
@@ -45,6 +48,8 @@ def build_run(spec: RunSpec, name: str, work: WorkDir, record: RunRecord) -> Run
         )
     extras: list[Callback] = [build(CALLBACKS, choice, "callback") for choice in spec.callbacks]
 
+    check_model(spec.model, train=True)
+    pick(OPTIMISERS, spec.optim.name, "optimiser")
     checkpoint = find_checkpoint(spec.resume, work.folder)
     meta = read_meta(strategy, checkpoint) if checkpoint else None
     seed = spec.seed
@@ -62,7 +67,7 @@ def build_run(spec: RunSpec, name: str, work: WorkDir, record: RunRecord) -> Run
     data = build_dataset(spec.data, tokenizer, seed=seed, tell=LOGGER.info)
     for line in data.report.lines():
         LOGGER.info(line)
-    record.template = data.template.name if data.template else None
+    record.template = describe_template(data.template) if data.template else None
     record.data = {"fingerprint": data.fingerprint, "report": data.report.to_dict()}
     if checkpoint and meta:
         check_data(data.fingerprint, meta, checkpoint)
@@ -76,6 +81,8 @@ def build_run(spec: RunSpec, name: str, work: WorkDir, record: RunRecord) -> Run
     LOGGER.info("Loading %s", spec.model.path)
     torch.manual_seed(seed)  # a new adapter's weights are random
     model = load_model(spec.model, device=str(device), dtype=precision.weights, train=True)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # type: ignore[operator]
+        check_vocabulary(model, data.train.highest_id(), spec.model.tokenizer or spec.model.path)
     model = strategy.place(model, lambda placed: build_optimiser(spec.optim, placed))
     work.require_space(checkpoint_bytes(model, spec))
     run = Run(
@@ -97,8 +104,9 @@ def build_run(spec: RunSpec, name: str, work: WorkDir, record: RunRecord) -> Run
     )
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     LOGGER.info(
-        "%d iterations (%d per epoch), %d per optimiser step; %s trained weights, %s",
+        "%d iteration%s (%d per epoch), %d per optimiser step; %s trained weights, %s",
         num_iters,
+        "" if num_iters == 1 else "s",
         order.iters_per_epoch,
         spec.loop.accumulate,
         f"{trained:,}",

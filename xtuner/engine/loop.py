@@ -5,13 +5,13 @@ import time
 
 import torch
 
-from xtuner.engine.memory import advise, is_out_of_memory
+from xtuner.engine.memory import advise
 from xtuner.engine.metrics import NotFinite, peak_memory
 from xtuner.engine.precision import NOT_FINITE_HELP
 from xtuner.engine.resume import save_checkpoint
 from xtuner.engine.run import Run
 from xtuner.engine.step import Micro, train_step
-from xtuner.errors import UserError
+from xtuner.errors import UserError, is_out_of_memory
 
 SHOWN = 200
 """Characters of a sample that an error shows."""

@@ -16,13 +16,6 @@ def checkpoint_bytes(model: nn.Module, spec: RunSpec) -> int:
     )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a card or on the host."""
-    said = str(error).lower()
-    signs = ("out of memory", "not enough memory", "allocate memory")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in said for sign in signs))
-
-
 def advise(spec: RunSpec) -> str:
     """Say what to type so that less memory is needed: the cheapest change that is left."""
     if spec.loop.batch_size > 1:

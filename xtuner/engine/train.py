@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 
 from xtuner.checkpoint.adapter import file_name, write_adapter
-from xtuner.checkpoint.run_record import RunRecord, describe_base, installed_versions
+from xtuner.checkpoint.run_record import RunRecord, describe_base, installed_versions, is_run_folder
 from xtuner.config.dump import dump_yaml
 from xtuner.config.spec import RunSpec
 from xtuner.conversation.jinja import to_jinja
 from xtuner.engine.build import build_run
 from xtuner.engine.interrupt import listen
 from xtuner.engine.loop import run_loop
-from xtuner.engine.memory import advise, is_out_of_memory
+from xtuner.engine.memory import advise
 from xtuner.engine.run import Run
 from xtuner.engine.workdir import WorkDir
-from xtuner.errors import UserError
+from xtuner.errors import UserError, is_out_of_memory
 from xtuner.log import LOGGER
 from xtuner.model.lora import adapter_config
 
@@ -36,16 +36,18 @@ def train(spec: RunSpec, *, name: str = "run", dump: tuple[str, str] | None = No
     work = WorkDir(Path(spec.work_dir or Path("work_dirs") / name), config_name, config_text)
     record = RunRecord(
         spec=spec.model_dump(mode="json"),
-        base=describe_base(spec.model.path),
         versions=installed_versions(),
         config=config_name,
     )
+    recorded = not is_run_folder(work.folder)  # the record of an earlier run stays until this one has begun
     try:
         work.note(describe_environment(record.versions))
         work.note(f"Config:\n{config_text}")
-        work.write_record(record)
         try:
             run = build_run(spec, name, work, record)
+            record.base = describe_base(spec.model.path)  # a hub's model is here by now
+            recorded = True
+            work.write_record(record)
             with listen() as run.wish:
                 run_loop(run)
             finish(run)
@@ -57,8 +59,9 @@ def train(spec: RunSpec, *, name: str = "run", dump: tuple[str, str] | None = No
         work.note(f"Ended: {error!r}" if not isinstance(error, UserError) else f"Ended: {error}")
         if record.status == "running":
             record.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-        with suppress(UserError):  # the disk may be what failed
-            work.write_record(record)
+        if recorded:
+            with suppress(UserError):  # the disk may be what failed
+                work.write_record(record)
         raise
     finally:
         work.close()

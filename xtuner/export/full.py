@@ -73,13 +73,15 @@ def write_full(
 
 
 def words_of(spec: RunSpec, base: Path, template: ChatTemplate | None = None) -> Words:
-    """Return the tokenizer and the template of a run: the given one, that of its data, or that of its base."""
+    """Return the tokenizer and the template of a run: the given one, that of its data, or that of its base.
+
+    A spec that trusts the model's own program code may be the record of somebody else's run, so none is run.
+    """
     folder = find_folder(spec.model.tokenizer, weights=False) if spec.model.tokenizer else base
-    tokenizer = load_tokenizer(
-        str(folder), options=spec.model.tokenizer_options, trust_remote_code=spec.model.trust_remote_code
-    )
-    name = spec.data.template or detect_template(base)
-    template = template or (find_template(name) if name else None)
+    tokenizer = load_tokenizer(str(folder), options=spec.model.tokenizer_options)
+    if template is None:
+        name = spec.data.template or detect_template(base)
+        template = find_template(name) if name else None
     tokens = {key: value for key, value in spec.model.tokenizer_options.items() if key.endswith("_token")}
     return Words(tokenizer, folder, template, tokens)
 

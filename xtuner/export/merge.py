@@ -14,7 +14,7 @@ from xtuner.checkpoint.run_record import describe_base, is_run_folder, read_run
 from xtuner.checkpoint.shards import ShardReader, ShardWriter, read_size
 from xtuner.checkpoint.state import find_last
 from xtuner.config.spec import RunSpec
-from xtuner.conversation.builtin import find_template
+from xtuner.conversation.builtin import to_template
 from xtuner.conversation.detect import detect_template
 from xtuner.errors import UserError
 from xtuner.export.companion import Words, read_config_json, write_companions
@@ -57,9 +57,9 @@ def merge(
     if is_adapter(base):
         raise UserError(f"{base} is an adapter, not a model.", "Type the base model first, then the adapter.")
     config, tensors = read_adapter(adapter)
-    name = template or _run_template(adapter) or detect_template(adapter) or detect_template(base)
+    named = template or _run_template(adapter) or detect_template(adapter) or detect_template(base)
     folder = adapter if (adapter / "tokenizer_config.json").is_file() else base
-    words = Words(load_tokenizer(str(folder)), folder, find_template(name) if name else None)
+    words = Words(load_tokenizer(str(folder)), folder, to_template(named) if named else None)
     refuse_folder(save_dir, base, adapter)
     _merge(base, config, tensors, save_dir, words, limit, place, safe, tell)
 
@@ -86,8 +86,8 @@ def merge_run(
     spec = RunSpec.model_validate(record.spec)
     spec.model.path = str(record.base.get("path") or spec.model.path)
     _check_base(spec.model.path, record.base.get("config_hash"), run, save_dir, tell)
-    name = template or record.template
-    named = find_template(name) if name else None
+    recorded = template or record.template
+    named = to_template(recorded) if recorded else None
     if spec.model.lora is not None and record.adapter and is_adapter(run / record.adapter):
         config, tensors = read_adapter(run / record.adapter)
     else:
@@ -207,7 +207,7 @@ def _check_base(path: str, config_hash: str | None, run: Path, save_dir: Path, t
         tell(f"Careful: config.json in {path} is not the one that this run was trained on.")
 
 
-def _run_template(adapter: Path) -> str | None:
+def _run_template(adapter: Path) -> str | dict[str, Any] | None:
     """The template recorded by the run whose adapter this is."""
     run = adapter.absolute().parent
     return read_run(run).template if is_run_folder(run) else None

@@ -38,9 +38,9 @@ class StreamedModel:
         self.dtypes: set[torch.dtype] = set()
         """In which the weights that were used are stored."""
         with explain(str(folder), "model"), init_empty_weights(include_buffers=False):
-            self.config: Any = AutoConfig.from_pretrained(folder)
+            self.config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             self._model = AutoModelForCausalLM.from_config(
-                self.config, dtype=torch.float32, attn_implementation="eager"
+                self.config, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
             )
         self._model.eval()
         for name, module in self._model.named_modules():

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from xtuner.checkpoint.adapter import file_name, module_name, write_adapter
+from xtuner.checkpoint.run_record import is_run_folder, read_run
 from xtuner.checkpoint.shards import ShardReader, read_size
+from xtuner.checkpoint.state import strip_colon
 from xtuner.config.spec import LoraSpec, RunSpec
-from xtuner.conversation.builtin import find_template
+from xtuner.conversation.builtin import find_template, to_template
 from xtuner.conversation.jinja import to_jinja
+from xtuner.conversation.template import ChatTemplate
 from xtuner.errors import UserError
 from xtuner.export.trained import narrow, read_trained
 from xtuner.log import LOGGER
@@ -50,18 +53,20 @@ def pth_to_hf(
         )
     state = read_trained(pth)
     extra = dict([copy]) if copy else {}
+    template = _trained_template(spec, pth)
     if spec.model.lora is not None:
         config, tensors = to_adapter(spec.model.lora, spec.model.path, state)
         _check_base(spec.model.path, tensors)
         tensors = {name: narrow(name, tensor, target) for name, tensor in tensors.items()}
-        template = find_template(spec.data.template) if spec.data.template else None
         jinja = to_jinja(template) if template else None
         tell(f"Saving to {save_dir} ({len(tensors)} weights as {dtype})...")
         write_adapter(save_dir, config, tensors, safe, chat_template=jinja, extra=extra)
         return
     from xtuner.export.full import write_full  # transformers takes seconds, which adapters need not wait for
 
-    write_full(spec, state, save_dir, dtype=target, max_bytes=limit, safe=safe, extra=extra, tell=tell)
+    write_full(
+        spec, state, save_dir, dtype=target, max_bytes=limit, safe=safe, extra=extra, template=template, tell=tell
+    )
 
 
 def to_adapter(lora: LoraSpec, base: str, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -104,6 +109,22 @@ def to_adapter(lora: LoraSpec, base: str, state: Mapping[str, Tensor]) -> tuple[
         "init_lora_weights": True,
     }
     return config, tensors
+
+
+def _trained_template(spec: RunSpec, pth: Path) -> ChatTemplate | None:
+    """The template that `spec` names; of a template in a program file the fields that the run recorded are taken,
+    since the spec may be somebody else's and a conversion runs no code of it."""
+    name = spec.data.template
+    if name is None or ":" not in name:
+        return find_template(name) if name else None
+    folder = strip_colon(pth).absolute().parent
+    recorded = read_run(folder).template if is_run_folder(folder) else None
+    if recorded is None:
+        raise UserError(
+            f"The chat template {name} of this checkpoint is not recorded beside it.",
+            "Give the checkpoint inside the work dir of its training.",
+        )
+    return to_template(recorded)
 
 
 def _check_base(path: str, tensors: Mapping[str, Tensor]) -> None:

@@ -12,14 +12,15 @@ from transformers import AutoModelForCausalLM
 from xtuner.checkpoint.run_record import is_run_folder, read_run
 from xtuner.checkpoint.state import find_last
 from xtuner.config.spec import ModelSpec, QuantSpec, RunSpec
-from xtuner.conversation.builtin import PLAIN, TEMPLATES, find_template
+from xtuner.conversation.builtin import PLAIN, TEMPLATES, find_template, to_template
 from xtuner.conversation.detect import detect_template
 from xtuner.conversation.template import ChatTemplate
 from xtuner.errors import UserError
 from xtuner.generate.local import LocalChat
 from xtuner.log import LOGGER
-from xtuner.model.checks import check_folder, explain
+from xtuner.model.checks import check_folder, explain, hub_options, read_json
 from xtuner.model.load import load_model, load_tokenizer
+from xtuner.model.register import needs_remote_code
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 DTYPES |= {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -27,10 +28,10 @@ DTYPES |= {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torc
 
 @dataclass(frozen=True)
 class Source:
-    """What stands behind a path: how to load the model, and the name of the template if a run recorded it."""
+    """What stands behind a path: how to load the model, and the template (name or fields) if a run recorded it."""
 
     model: ModelSpec
-    template: str | None = None
+    template: str | dict[str, Any] | None = None
     is_run: bool = False
 
 
@@ -61,9 +62,7 @@ def load_chat(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     spec = source.model.model_copy(update={"quant": QuantSpec(bits=bits) if bits else None, "recompute": False})
     check_folder(spec.path, ("config.json",))
-    tokenizer = load_tokenizer(
-        spec.tokenizer or spec.path, options=spec.tokenizer_options, trust_remote_code=spec.trust_remote_code
-    )
+    tokenizer = load_tokenizer(spec.tokenizer or spec.path, options=spec.tokenizer_options)
     chosen = named or _known_template(source, tokenizer)
     tell(f"Load LLM from {spec.path}")
     if spec.adapter or spec.weights:
@@ -103,8 +102,7 @@ def find_source(path: Path | str, adapter: Path | str | None = None) -> Source:
         "path": base,
         "tokenizer": trained.tokenizer,
         "tokenizer_options": trained.tokenizer_options,
-        "trust_remote_code": trained.trust_remote_code,
-    }
+    }  # not trust_remote_code: the record may be somebody else's
     if record.adapter and (folder / record.adapter).is_dir():
         return Source(ModelSpec(**shared, adapter=str(folder / record.adapter)), record.template, is_run=True)
     last = find_last(folder)
@@ -130,11 +128,11 @@ def pick_dtype(dtype: str, device: str) -> torch.dtype:
 
 def _known_template(source: Source, tokenizer: Any) -> ChatTemplate | None:
     """The template that a run recorded or a checkpoint is recognised by; None: the tokenizer has one of its own."""
-    name = source.template
+    found = source.template
     for folder in (source.model.adapter, source.model.path):
-        name = name or (detect_template(folder) if folder else None)
-    if name:
-        return find_template(name)
+        found = found or (detect_template(folder) if folder else None)
+    if found:
+        return to_template(found)
     if tokenizer.chat_template:
         return None
     if source.is_run:
@@ -153,9 +151,16 @@ def _load_offloaded(spec: ModelSpec, dtype: torch.dtype, folder: Path) -> nn.Mod
             "Leave --offload-folder or --bits out, or merge the run first.",
             exit_code=2,
         )
+    kind = read_json(spec.path, "config.json").get("model_type")
     with explain(spec.path, "model"):
         model = AutoModelForCausalLM.from_pretrained(
-            spec.path, dtype=dtype, device_map="auto", offload_folder=folder, trust_remote_code=spec.trust_remote_code
+            spec.path,
+            dtype=dtype,
+            device_map="auto",
+            offload_folder=folder,
+            trust_remote_code=spec.trust_remote_code and needs_remote_code(kind),
+            adapter_kwargs=hub_options(spec.path),
+            **hub_options(spec.path),
         )
     if spec.adapter is None:
         return model.eval()

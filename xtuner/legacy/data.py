@@ -173,7 +173,9 @@ def read_map_function(data: Phrase, source: Table) -> bool:
         return False
     where, path = data.where("dataset_map_fn"), dotted(function)
     if path is None:
-        raise UserError(f"{where}: dataset_map_fn is {short(function)}; it must be a function's name.")
+        raise UserError(
+            f"{where}: dataset_map_fn is {short(function)}; it must be a function's name.", "Write dataset_map_fn=None."
+        )
     if path.startswith("<function"):
         raise UserError(
             f"{where}: {path} is what 0.1.x wrote for a function of a file beside the config; its name is lost.",

@@ -9,7 +9,6 @@ from xtuner.errors import UserError
 from xtuner.legacy.data import read_template_name
 from xtuner.legacy.phrase import Phrase, as_phrase, short
 from xtuner.legacy.vocabulary import LATER, dotted, name_in, word_of
-from xtuner.log import LOGGER
 
 DEFAULT_HOOKS = {
     "timer": "IterTimerHook",
@@ -19,6 +18,8 @@ DEFAULT_HOOKS = {
     "checkpoint": "CheckpointHook",
     "sampler_seed": "DistSamplerSeedHook",
 }
+SAMPLING = {"do_sample": True, "temperature": 0.1, "top_p": 0.75, "top_k": 40}
+"""How 0.1.x drew the answers of EvaluateChatHook, and how they are drawn here."""
 CUSTOM_HOOKS = ("DatasetInfoHook", "EvaluateChatHook", "ThroughputHook", "VarlenAttnArgsToMessageHubHook")
 
 
@@ -73,7 +74,7 @@ def read_custom_hooks(root: Phrase, data: Table, callbacks: list[Any]) -> Table 
             name = dotted(one["type"]) or short(one["type"])
             raise UserError(
                 f"{one.where('type')}: {name} is a hook class of mmengine, which is not used here.",
-                "Remove it, or write it as a callback: docs/design.md, section Extension.",
+                "Remove it, or write it as a callback: docs/design.md, 'To add something'.",
             )
         hook = as_phrase(one, CUSTOM_HOOKS, f"custom_hooks.{number}", where)
         if hook.word == "EvaluateChatHook":
@@ -104,11 +105,16 @@ def read_probe(hook: Phrase, root: Phrase, data: Table) -> Table:
     stop_words = [*(hook.take("stop_words") or []), *filter(None, [hook.take("stop_word")])]
     known = TEMPLATES[name].stop_words if name else ()
     if further := [word for word in stop_words if word not in known]:
-        place = hook.where("stop_words" if "stop_words" in hook.table else "stop_word")
-        LOGGER.warning("%s: answers shown while training end at the template's stop words, not at %s.", place, further)
-    if options := hook.take("generation_kwargs"):
-        place = hook.where("generation_kwargs")
-        LOGGER.warning("%s: answers shown while training are drawn as usual; %s is not used.", place, short(options))
+        spec.put("stop_words", further, hook.line("stop_words" if "stop_words" in hook.table else "stop_word"))
+    options = hook.take("generation_kwargs") or {}
+    for name, value in options.items():
+        if name not in SAMPLING or SAMPLING[name] != value:
+            usual = ", ".join(f"{key}={usual!r}" for key, usual in SAMPLING.items())
+            raise UserError(
+                f"{hook.where('generation_kwargs')}: {name}={short(value)} cannot be followed: answers shown while "
+                f"training are drawn with {usual}.",
+                f"Remove {name} from generation_kwargs.",
+            )
     return spec
 
 
@@ -123,6 +129,6 @@ def read_system(hook: Phrase, root: Phrase) -> str:
             raise UserError(f"{hook.where('system')}: {error.what}", error.fix) from error
         system = SYSTEMS[name]
     if not isinstance(system, str):
-        raise UserError(f"{hook.where('system')}: system is {short(system)}; it must be a text.")
+        raise UserError(f"{hook.where('system')}: system is {short(system)}; it must be a text.", "Write system='...'.")
     values = {key: value for key, value in root.table.items() if isinstance(value, str | int | float)}
     return re.sub(r"\{(\w+)\}", lambda slot: str(values.get(slot[1], slot[0])), system)

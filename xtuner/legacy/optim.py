@@ -93,7 +93,9 @@ def read_schedule(root: Phrase, loop: Table) -> Table:
             if number:
                 raise UserError(f"{phrase.where()}: a warm-up stands first.", "Put it in front.")
             spec.put("warmup", round(until / end, 12), phrase.line("end"))
-            spec.put("warmup_start", phrase.number("start_factor", 1 / 3), phrase.line("start_factor"))
+            factor = phrase.number("start_factor", 1 / 3)
+            if spec["warmup"]:
+                spec.put("warmup_start", factor, phrase.line("start_factor"))
         else:
             spec.put("name", SCHEDULES[phrase.word], phrase.line("type"))
             read_floor(phrase, root, spec)

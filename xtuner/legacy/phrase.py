@@ -42,7 +42,9 @@ class Phrase:
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"{self.where(name)}: {name} is {short(value)}; it must be a number.")
+            raise UserError(
+                f"{self.where(name)}: {name} is {short(value)}; it must be a number.", f"Write {name}={default:g}."
+            )
         return float(value)
 
     def need(self, name: str) -> Any:
@@ -85,7 +87,7 @@ class Phrase:
         if value is None:
             return None
         if not isinstance(value, Table):
-            raise UserError(f"{self.where(name)}: {name} is {value!r}; it must be a dict.")
+            raise UserError(f"{self.where(name)}: {name} is {value!r}; it must be a dict.", f"Write {name}=dict(...).")
         return Phrase(value, name, f"{self.path}.{name}" if self.path else name)
 
     def done(self) -> None:
@@ -118,7 +120,7 @@ def as_phrase(value: Any, words: Sequence[str], path: str, where: str) -> Phrase
         UserError: not a dict, no type, a word that is not known, belongs elsewhere, or cannot be run yet.
     """
     if not isinstance(value, Table):
-        raise UserError(f"{where}: {path} is {short(value)}; it must be a dict(type=...).")
+        raise UserError(f"{where}: {path} is {short(value)}; it must be a dict(type=...).", expect(words))
     if "type" not in value:
         expected = " or ".join(words)
         raise UserError(f"{value.where()}: {path} has no type.", f"Add type={expected}." if words else "")

@@ -57,7 +57,10 @@ def check_variables(config: Config) -> None:
     for name, value in values.items():
         if name in LATER_VARIABLES and value is not None:
             what = LATER_VARIABLES[name]
-            raise UserError(f"{values.where(name)}: {name} is for {what}, which this version cannot run yet.")
+            raise UserError(
+                f"{values.where(name)}: {name} is for {what}, which this version cannot run yet.",
+                f"Set {name} = None to train without.",
+            )
         if name in VARIABLES or name in config.read:
             continue
         if name in config.added:

@@ -2,23 +2,24 @@
 
 import json
 import re
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
-import torch
-from huggingface_hub import constants
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch import nn
 from transformers.utils.hub import cached_file
 
-from xtuner.errors import UserError
+from xtuner.checkpoint.run_record import is_run_folder
+from xtuner.errors import UserError, is_out_of_memory
+from xtuner.network import hub_is_reachable
 
+LARGE = (".safetensors", ".bin", ".model", ".json")
+LFS_NOTE = b"version https://git-lfs"
+MOST_NOTE = 1024
+"""Bytes; such a note has about 130."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -33,14 +34,37 @@ def check_folder(path: str, files: tuple[str, ...]) -> None:
         raise UserError(f"{path} is a file; a model is a folder.", "Give the folder that holds config.json.")
     if folder.is_dir():
         if any((folder / name).is_file() for name in files):
+            check_fetched(folder)
             return
         if (folder / "adapter_config.json").is_file():
             raise UserError(
-                f"{path} is an adapter, not a model.", "Give the base model as the model and this folder as --adapter."
+                f"{path} is an adapter, not a model.", "Give the base model as the model, and this folder as adapter."
             )
-        raise UserError(f"{path} holds no {files[0]}, so it is not a model.", "Give the folder of a model.")
+        if is_run_folder(folder):
+            raise UserError(
+                f"{path} is the folder of a run, not a model.",
+                f"Make a model of it first: xtuner convert merge {path} ./merged",
+            )
+        raise UserError(f"{path} holds no {files[-1]}, so it is not a model.", "Give the folder of a model.")
     if not HUB_ID.fullmatch(path) or path.startswith("."):
         raise UserError(f"There is no model folder {path}.", "Check the path of the model.")
+
+
+def check_fetched(folder: Path) -> None:
+    """Refuse a folder that was cloned without Git LFS: its large files are notes of a few lines.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    for file in sorted(folder.iterdir()):
+        if file.suffix in LARGE and file.is_file() and file.stat().st_size < MOST_NOTE:
+            with file.open("rb") as raw:
+                is_note = raw.read(len(LFS_NOTE)) == LFS_NOTE
+            if is_note:
+                raise UserError(
+                    f"{file} is only the note that Git LFS leaves in place of a large file.",
+                    f"Fetch the files: git -C {folder} lfs pull",
+                )
 
 
 def read_json(path: str, name: str) -> dict[str, Any]:
@@ -68,21 +92,23 @@ def hub_options(path: str) -> dict[str, bool]:
 
     The library itself would try again for minutes.
     """
-    return {} if Path(path).is_dir() or _hub_is_reachable() else {"local_files_only": True}
+    return {} if Path(path).is_dir() or hub_is_reachable() else {"local_files_only": True}
 
 
-@cache
-def _hub_is_reachable() -> bool:
-    if constants.HF_HUB_OFFLINE:
-        return False
-    address = urlsplit(constants.ENDPOINT)
-    if getproxies().get(address.scheme):
-        return True
-    try:
-        with socket.create_connection((address.hostname or "", address.port or 443), timeout=5):
-            return True
-    except OSError:
-        return False
+def check_vocabulary(model: nn.Module, highest: int, path: str) -> None:
+    """Refuse tokens that the model has no embedding for; `highest` is the largest id, `path` names the tokenizer.
+
+    A card answers such an id with an error that says nothing, and takes the process with it.
+
+    Raises:
+        UserError: the tokenizer belongs to another model.
+    """
+    known = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    if highest >= known:
+        raise UserError(
+            f"The tokenizer in {path} gives token {highest}, but the model knows only {known} (0 to {known - 1}).",
+            "The two come from different models; download or copy the original tokenizer again.",
+        )
 
 
 @contextmanager
@@ -92,7 +118,7 @@ def explain(path: str, what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except MemoryError as error:
         raise _no_memory(path) from error
     except SafetensorError as error:
         raise UserError(
@@ -125,7 +151,7 @@ def not_found(path: str) -> UserError:
 
 def _explain_other(path: str, what: str, error: Exception) -> UserError:
     text = str(error)
-    if "not enough memory" in text or "out of memory" in text:
+    if is_out_of_memory(error):
         return _no_memory(path)
     if "does not recognize this architecture" in text or "Unrecognized" in text:
         kind = read_json(path, "config.json").get("model_type") if Path(path).is_dir() else None

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from xtuner.checkpoint.adapter import read_adapter_config
+from xtuner.checkpoint.state import load_state
 from xtuner.config.spec import ModelSpec
 from xtuner.errors import UserError
 from xtuner.log import LOGGER
@@ -14,6 +16,7 @@ from xtuner.model.attention import PACKED, check_packing
 from xtuner.model.checks import check_folder, explain, hub_options, not_found, read_json
 from xtuner.model.head import check_head
 from xtuner.model.register import find_tokenizer, needs_remote_code
+from xtuner.model.trainable import load_trainable
 
 GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
@@ -35,7 +38,10 @@ def load_tokenizer(
         if own_class is not None:
             return own_class.from_pretrained(path, **given)
         trust = trust_remote_code and needs_remote_code(model_type)
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust, **given)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust, **given)
+        if not tokenizer.encode("a", add_special_tokens=False):  # the library makes an empty one of no files
+            raise UserError(f"{path} holds no files of a tokenizer.", "Copy them from the original model.")
+        return tokenizer
 
 
 def load_model(spec: ModelSpec, *, device: str, dtype: torch.dtype, train: bool) -> torch.nn.Module:
@@ -51,6 +57,7 @@ def load_model(spec: ModelSpec, *, device: str, dtype: torch.dtype, train: bool)
             `spec` do not fit together; an adapter or weights that do not fit the model.
     """
     check_spec(spec, train=train)
+    state = load_state(Path(spec.weights)) if spec.weights is not None else None
     model = load_base(spec, device=device, dtype=dtype, train=train)
     if train:
         prepare_training(model, spec)
@@ -65,11 +72,7 @@ def load_model(spec: ModelSpec, *, device: str, dtype: torch.dtype, train: bool)
             result = add_lora(model, spec.lora)
             if spec.adapter is not None:
                 load_adapter(result, spec.adapter)
-    if spec.weights is not None:
-        from xtuner.checkpoint.state import load_state
-        from xtuner.model.trainable import load_trainable
-
-        state = load_state(Path(spec.weights))
+    if state is not None:
         load_trainable(result, state.get("state_dict", state))
     return result.train(train)
 
@@ -78,7 +81,7 @@ def check_spec(spec: ModelSpec, *, train: bool) -> None:
     """Refuse combinations that cannot work, before anything is read.
 
     Raises:
-        UserError: training quantised weights without an adapter; an adapter without LoRA settings.
+        UserError: training quantised weights without an adapter; an adapter without LoRA settings; no such adapter.
     """
     if train and spec.quant is not None and spec.lora is None:
         raise UserError(
@@ -89,6 +92,8 @@ def check_spec(spec: ModelSpec, *, train: bool) -> None:
             f"The adapter {spec.adapter} is given without LoRA settings.",
             "Add model.lora with the settings it was made with.",
         )
+    if spec.adapter is not None and not spec.adapter.rstrip(":").endswith(".pth"):
+        read_adapter_config(spec.adapter)
 
 
 def load_base(spec: ModelSpec, *, device: str, dtype: torch.dtype, train: bool) -> PreTrainedModel:
@@ -99,6 +104,7 @@ def load_base(spec: ModelSpec, *, device: str, dtype: torch.dtype, train: bool) 
         raise not_found(spec.path)
     trust = spec.trust_remote_code and needs_remote_code(config.get("model_type"))
     options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "trust_remote_code": trust}
+    options["ignore_mismatched_sizes"] = True  # they are refused below, in words of ours
     options.update(hub_options(spec.path), adapter_kwargs=hub_options(spec.path))
     if spec.attention != "auto":
         options["attn_implementation"] = spec.attention
@@ -118,6 +124,12 @@ def load_base(spec: ModelSpec, *, device: str, dtype: torch.dtype, train: bool) 
         raise UserError(
             f"The checkpoint {spec.path} lacks {len(missing)} weights, for example {missing[0]}.",
             "Download or copy the model again; it is incomplete.",
+        )
+    for key, stored, wanted in sorted(info["mismatched_keys"]):
+        raise UserError(
+            f"The checkpoint {spec.path} does not fit its config.json: {key} has the shape {list(stored)}, "
+            f"config.json asks for {list(wanted)}.",
+            "The two come from different models; download or copy the model again.",
         )
     if info["unexpected_keys"]:
         names = sorted(info["unexpected_keys"])

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from xtuner.checkpoint.adapter import read_adapter, read_adapter_config
+from xtuner.checkpoint.adapter import PREFIX, module_name, read_adapter
 from xtuner.checkpoint.state import load_state
 from xtuner.config.spec import LoraSpec
 from xtuner.errors import UserError, did_you_mean
@@ -98,21 +98,39 @@ def open_adapter(model: PreTrainedModel, folder: str) -> "PeftModel":
     """Wrap the model with a PEFT folder as it is, settings included, to answer with.
 
     Raises:
-        UserError: no such adapter, or it does not fit the model.
+        UserError: no such adapter, damaged files, or it does not fit the model; names the modules.
     """
     from peft import PeftModel
 
-    config = read_adapter_config(folder)
+    config, tensors = read_adapter(folder)
     targets = config.get("target_modules")
     _check_names(model, targets if targets is not None else [], config.get("modules_to_save") or [])
     try:
-        return PeftModel.from_pretrained(model, folder, is_trainable=False)
+        opened = PeftModel.from_pretrained(model, folder, is_trainable=False)
     except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
         first = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
         raise UserError(
             f"The adapter {folder} does not fit the model: {first.rstrip('.')[:300]}.",
             "Use the base model that it was trained on.",
         ) from error
+    _check_modules(opened, {module_name(name) for name in tensors if ".lora_" in name}, folder)
+    return opened
+
+
+def _check_modules(opened: "PeftModel", stored: set[str], folder: str) -> None:
+    """Refuse an adapter for more or fewer layers than the model has, which PEFT opens without an error."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = {
+        name.removeprefix(PREFIX) for name, module in opened.named_modules() if isinstance(module, BaseTunerLayer)
+    }
+    for names, what in ((stored - adapted, "the model has no"), (adapted - stored, "it has nothing for")):
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise UserError(
+                f"The adapter {folder} does not fit the model: {what} {min(names)}{more}.",
+                "Use the base model that it was trained on.",
+            )
 
 
 def adapter_config(model: nn.Module) -> dict[str, Any]:

@@ -12,22 +12,41 @@ KNOWN = (
 )
 
 
-def recognise(columns: Sequence[str], sample: Mapping[str, Any], label: str) -> str:
-    """Return the name of the row format of `sample`, a row with these `columns`; `label` names the source in errors.
+def recognise(samples: Sequence[Mapping[str, Any]], label: str) -> str:
+    """Return the name of the row format of a source: that of the first of its rows `samples` (at least one) that shows.
+
+    A row that cannot be used may well be the first. `label` names the source in errors.
 
     Raises:
         UserError: an unknown layout; lists what was found and what is known.
     """
+    for sample in samples:
+        if (name := guess(sample)) is not None:
+            return name
+    columns = list(dict.fromkeys(str(name) for sample in samples for name in sample))
+    raise UserError(
+        f"{label} has the columns {', '.join(columns) or '(none)'}, which is no layout that is known.",
+        f"Known: {KNOWN}. Rename columns (rename: {{old: new}}), or give a function with format: file.py:function.",
+    )
+
+
+def guess(sample: Mapping[str, Any]) -> str | None:
+    """Return the name of the row format of one row; None: it shows none."""
+    columns = list(sample)
     for column in ("messages", "conversations", "conversation"):
         keys = _keys(sample.get(column))
         if "role" in keys:
             return "openai"
         if "from" in keys:
             return "sharegpt"
-        if "output" in keys and column == "conversation":
+        if {"input", "output"} & keys and column == "conversation":
             return "conversation"
-    if "conversation" in columns and sample["conversation"] == []:
+    if sample.get("conversation") == []:
         return "conversation"
+    if sample.get("messages") == []:
+        return "openai"
+    if sample.get("conversations") == []:
+        return "sharegpt"
     if str(sample.get("conversations", "")).startswith("[{'from'"):
         return "msagent_react"
     for wanted, name in (
@@ -41,10 +60,7 @@ def recognise(columns: Sequence[str], sample: Mapping[str, Any], label: str) -> 
         return "pair"
     if "text" in columns:
         return "oasst1" if str(sample["text"]).lstrip().startswith("### Human:") else "text"
-    raise UserError(
-        f"{label} has the columns {', '.join(columns) or '(none)'}, which is no layout that is known.",
-        f"Known: {KNOWN}. Rename columns (rename: {{old: new}}), or give a function with format: file.py:function.",
-    )
+    return None
 
 
 def _keys(value: Any) -> set[str]:

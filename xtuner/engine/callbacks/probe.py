@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from xtuner.config.spec import ProbeSpec
-from xtuner.conversation.builtin import PLAIN, find_template
+from xtuner.conversation.builtin import PLAIN
 from xtuner.conversation.chat_model import Sampling
 from xtuner.conversation.message import Conversation, Message
 from xtuner.conversation.template import ChatTemplate
+from xtuner.dataset.pipeline import choose_template
 from xtuner.engine.callbacks.paused import paused
 from xtuner.engine.run import Callback, Run
 from xtuner.generate.local import LocalChat
@@ -26,7 +27,7 @@ class Probe(Callback):
             UserError: `spec` names an unknown template.
         """
         self.spec = spec
-        self.template = (find_template(spec.template) if spec.template else template) or PLAIN
+        self.template = (choose_template(spec.template, None) if spec.template else template) or PLAIN
         self.answered = -1
         self.answers: list[str] = []
         self.conversations = [self._conversation(question) for question in spec.questions]
@@ -58,7 +59,7 @@ class Probe(Callback):
             return
         self.answered, self.answers = run.iteration, []
         LOGGER.info("%s in EvaluateChatHook.", moment)
-        sampling = Sampling(max_new_tokens=max_new_tokens, seed=run.seed)
+        sampling = Sampling(max_new_tokens, seed=run.seed, stop_words=tuple(self.spec.stop_words))
         chat = LocalChat(run.model, run.tokenizer, self.template)  # a new one: its cache is of the weights of now
         with paused(run.model), run.strategy.autocast():
             for conversation in self.conversations:
