@@ -6,7 +6,7 @@ Every command is a module with `add_arguments(parser)` and `run(args) -> int` th
 from collections.abc import Mapping
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "quickstart": ("xtuner.cli.quickstart", "fine-tune the built-in model, offline, in about a minute"),
+    "quickstart": ("xtuner.cli.quickstart", "fine-tune the built-in model, offline, in less than a minute"),
     "list-cfg": ("xtuner.cli.list_cfg", "list the built-in configs"),
     "copy-cfg": ("xtuner.cli.copy_cfg", "copy a built-in config, to edit it"),
     "train": ("xtuner.cli.train", "train from a config, or from a model and a data file"),

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xtuner.catalog.names import names
-from xtuner.catalog.render import render
 from xtuner.config.check import to_spec
 from xtuner.config.dump import dump_python, dump_yaml
 from xtuner.config.override import parse_override
@@ -72,6 +71,8 @@ def find_config(word: str) -> tuple[str, Path, Kind]:
             raise UserError(f"{path} is not a config.", "A config is a .py, .yaml or .json file, or a run folder.")
         return load_text(path), path, KINDS[path.suffix]
     if word in names():
+        from xtuner.catalog.render import render  # time that a config of one's own need not take
+
         return render(word), Path(f"{word}.py"), "python"
     beside = [str(path.with_suffix(suffix)) for suffix in (".py", ".yaml") if path.with_suffix(suffix).is_file()]
     hint = f"Did you mean {beside[0]}?" if beside else did_you_mean(path.stem, names())

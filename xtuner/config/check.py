@@ -42,7 +42,7 @@ def _explain(mistakes: Sequence[ErrorDetails], table: Mapping[str, Any]) -> User
     if mistake["type"] == "missing":
         return UserError(f"{place}the setting {key} is missing.", f"Add {key}.")
     if mistake["type"] == IDLE:
-        return UserError(f"{place}{key} has no effect {mistake['ctx']['why']}.", f"Leave {path[-1]} out.")
+        return UserError(f"{place}{key} has no effect {mistake['ctx']['why']}.", f"Leave {path[-1]} at its default.")
     message = mistake["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return UserError(f"{place}{key} is {_short(mistake['input'])}; it {message}.", f"Change {key}.")
 

@@ -186,7 +186,7 @@ class OptimSpec(Part):
         if self.name == "sgd":
             self._refuse_idle("with sgd", "eps")
             if self.betas[1] != type(self).model_fields["betas"].default[1]:
-                self._refuse_idle("with sgd, whose momentum is the first", "betas")
+                self._refuse_idle("beyond its first number with sgd", "betas")
         return self
 
 
