@@ -3,6 +3,7 @@
 The screen is for people (plain lines through `say`); a log file carries times and levels.
 """
 
+import io
 import logging
 import os
 import sys
@@ -18,6 +19,9 @@ def setup_screen() -> None:
     """Send our messages to stdout; called once by the command line."""
     if LOGGER.handlers:
         return
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a screen without Chinese shows question marks instead of failing
+            stream.reconfigure(errors="replace")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter(FORMAT, "%m/%d %H:%M:%S"))
     LOGGER.addHandler(handler)

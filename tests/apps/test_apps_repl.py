@@ -145,3 +145,14 @@ def test_one_question(streaming: bool) -> None:
     assert ask(model, "who are you", Sampling(), system="s", streaming=streaming, out=out) == "who are you"
     assert out.getvalue() == "who are you\n"
     assert model.given == [[("system", "s"), ("user", "who are you")]]
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    """Under a C locale Python reads them as lone surrogates, which no tokenizer takes."""
+    lines = iter(["\udcff\udcfe", "", "hello", "", "EXIT", ""])
+    out = io.StringIO()
+    talk(EchoChat(), Sampling(), read=lambda prompt: next(lines), out=out)
+    assert "not UTF-8 text" in out.getvalue()
+    assert "hello" in out.getvalue()
+    with pytest.raises(UserError, match="not UTF-8"):
+        ask(EchoChat(), "\udcff", Sampling(), out=out)

@@ -302,3 +302,13 @@ def test_nobody_is_asked_about_code_of_others(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, input="n\n")
     assert "[y/N]" not in done.stdout
     assert "brings its own program code" in done.stderr
+
+
+def test_an_adapter_of_fewer_layers_is_refused(tmp_path: Path) -> None:
+    """Every weight it has fits, but half of the base would go without."""
+    small, large = make_tiny_llama(tmp_path / "small", layers=2), make_tiny_llama(tmp_path / "large", layers=4)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(small), LoraConfig(r=2, target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"nothing for 2 modules .* such as model\.layers\.2\.self_attn\.q_proj"):
+        merge(large, tmp_path / "adapter", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -225,7 +225,7 @@ def test_merging_a_run(base: Path, tmp_path: Path) -> None:
         merge_run(run, tmp_path / "c")
     write_run(run, record_of(spec, base))
     shutil.rmtree(run / "adapter")
-    with pytest.raises(UserError, match="saved nothing yet"):
+    with pytest.raises(UserError, match="ended before it saved anything"):
         merge_run(run, tmp_path / "c")
 
 

@@ -101,7 +101,7 @@ def test_a_run_folder(base: Path, run: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "unfinished" / "adapter")
     assert said(tmp_path / "unfinished") == expected
     (tmp_path / "unfinished" / "iter_4.pth").unlink()
-    with pytest.raises(UserError, match="saved nothing yet"):
+    with pytest.raises(UserError, match="ended before it saved anything"):
         said(tmp_path / "unfinished")
     write_run(tmp_path / "unfinished", RunRecord(spec=read_run(run).spec, base={"path": "/not/there"}))
     with pytest.raises(UserError, match="not in /not/there any more"):

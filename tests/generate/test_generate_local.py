@@ -51,6 +51,9 @@ class Counting(nn.Module):
         self.read: list[int] = []
         self.fail_at: int | None = None
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.inner.get_input_embeddings()
+
     def forward(self, input_ids: torch.Tensor, **options: Any) -> Any:
         self.read.append(input_ids.shape[1])
         output = self.inner(input_ids, **options)
@@ -67,6 +70,9 @@ class Scripted(nn.Module):
         self.config = config
         self.weight = nn.Parameter(torch.zeros(1))
         self.says = iter(says)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return nn.Embedding(self.config.vocab_size, 1)
 
     def forward(self, input_ids: torch.Tensor, **options: Any) -> Any:
         logits = torch.zeros(1, 1, self.config.vocab_size)
@@ -215,13 +221,21 @@ def test_the_oldest_turns_go_when_the_context_is_full(tmp_path: Path) -> None:
         ({"top_p": 1.2}, "top-p"),
         ({"top_k": -1}, "top-k"),
         ({"repetition_penalty": 0.0}, "repetition"),
-        ({"max_new_tokens": 0}, "at least one token"),
+        ({"max_new_tokens": 0}, "new tokens"),
     ],
 )
-def test_values_that_make_no_sense(chat: LocalChat, changes: dict[str, Any], word: str) -> None:
+def test_values_that_make_no_sense(changes: dict[str, Any], word: str) -> None:
+    """Before any model is loaded."""
     with pytest.raises(UserError, match=word) as caught:
-        answer(chat, QUESTION, replace(GREEDY, **changes))
+        replace(GREEDY, **changes)
     assert caught.value.exit_code == 2
+
+
+def test_tokens_of_another_model_are_named(chat: LocalChat) -> None:
+    small = scripted(chat, "Hello")
+    small.model.config.vocab_size = 100
+    with pytest.raises(UserError, match="knows only 100"):
+        answer(small, QUESTION)
 
 
 def test_what_it_cannot_do_is_said(chat: LocalChat) -> None:

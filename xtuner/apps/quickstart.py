@@ -203,7 +203,7 @@ def _silent(text: str) -> None:
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(text, style))
+    console.print(Text(text, style), soft_wrap=True)  # the terminal wraps: a command that is copied stays one line
 
 
 def _step(console: Console, text: str) -> None:
@@ -214,7 +214,7 @@ def _step(console: Console, text: str) -> None:
 def _show(console: Console, words: Words, answers: Sequence[Sequence[str]], names: Sequence[str]) -> None:
     table = Table(show_lines=True)
     for head in (words.question, words.before, words.after)[: 1 + len(answers)]:
-        table.add_column(Text(head), overflow="fold", ratio=1 if head == words.question else 2)
+        table.add_column(Text(head), overflow="fold")
     for row in zip(words.questions, *answers, strict=True):
         cells = [Text(cell) for cell in row]
         for cell in cells:
@@ -232,4 +232,4 @@ def _suggest(console: Console, words: Words, work_dir: Path, program: str) -> No
         (words.real_model, f"{program} train --model {REAL_MODEL} --data {data} --bits 4"),
     ):
         _say(console, f"  # {what}", "dim")
-        console.print(Text(f"  {command}", "bold"), soft_wrap=True)
+        _say(console, f"  {command}", "bold")

@@ -79,6 +79,10 @@ def ask(
         UserError: the model cannot answer.
     """
     out = out or sys.stdout
+    try:
+        _check_text(question)
+    except UnicodeError as error:
+        raise UserError("The question holds bytes that are not UTF-8 text.", "Type it again.", exit_code=2) from error
     conversation = [Message("system", system)] if system else []
     conversation.append(Message("user", question))
     answer, note = _answer(model, conversation, sampling, out if streaming else None)
@@ -113,9 +117,10 @@ def _questions(read: Callable[[str], str], out: TextIO) -> Iterator[str]:
         try:
             while line := read("" if lines else PROMPT):
                 lines.append(line)
+            _check_text("".join(lines))
         except EOFError:
             ended = True  # what was typed before is still a question
-        except UnicodeDecodeError:
+        except UnicodeError:
             _say(out, "Log: These bytes are not UTF-8 text. Please type it again.\n")
             continue
         except KeyboardInterrupt:
@@ -129,6 +134,15 @@ def _questions(read: Callable[[str], str], out: TextIO) -> Iterator[str]:
             yield question
         if ended:
             return
+
+
+def _check_text(text: str) -> None:
+    """Refuse what stands for bytes that could not be read: Python keeps them as lone surrogates.
+
+    Raises:
+        UnicodeEncodeError: there are such.
+    """
+    text.encode()
 
 
 def _say(out: TextIO, text: str) -> None:

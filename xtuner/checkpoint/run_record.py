@@ -41,6 +41,15 @@ class RunRecord:
     """One of STATUSES."""
 
 
+def nothing_saved(folder: Path) -> UserError:
+    """Make the error of a run that has no checkpoint: it may go on, or have ended too early."""
+    if read_run(folder).status == "running":
+        return UserError(f"The run {folder} has saved nothing yet.", "Wait for its first checkpoint.")
+    return UserError(
+        f"The run {folder} ended before it saved anything.", "The end of its log says why; then train again."
+    )
+
+
 def write_run(folder: Path, record: RunRecord) -> None:
     """Write `record` into `folder`, whole or not at all.
 

@@ -74,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{words} is not part of this version yet.", "Leave it out.", exit_code=2)
     if args.prompt is not None and not args.prompt.strip():
         raise UserError("--prompt is empty.", "Write the question after it.", exit_code=2)
+    if args.prompt is None and sys.stdin is None:
+        raise UserError("There is no input to read questions from.", "Ask one with --prompt.", exit_code=2)
     from xtuner.apps.repl import ask, talk
     from xtuner.conversation.builtin import find_system
     from xtuner.conversation.chat_model import Sampling

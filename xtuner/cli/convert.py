@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 def pth_to_hf(args: argparse.Namespace) -> None:
     """`CONFIG PTH SAVE_DIR`, or `RUN_FOLDER SAVE_DIR`."""
-    from xtuner.checkpoint.run_record import is_run_folder
+    from xtuner.checkpoint.run_record import is_run_folder, nothing_saved
     from xtuner.checkpoint.state import find_last
     from xtuner.cli.load import find_config, load_run
     from xtuner.export import to_hf
@@ -106,7 +106,7 @@ def pth_to_hf(args: argparse.Namespace) -> None:
     if len(args.paths) == 1 and is_run_folder(config):
         last = find_last(config)
         if last is None:
-            raise UserError(f"The run {config} has saved nothing yet.", "Wait for its first checkpoint.")
+            raise nothing_saved(config)
         pth, save_dir = last, args.paths[0]
         print(f"Weights: {pth}")
     elif len(args.paths) == 2:

@@ -5,11 +5,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from xtuner.conversation.message import Conversation
+from xtuner.errors import UserError
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn; `temperature` <= 0 is greedy."""
+    """How an answer is drawn; `temperature` <= 0 is greedy, `top_k` 0 is off.
+
+    Raises:
+        UserError: a value that makes no sense (exit code 2).
+    """
 
     max_new_tokens: int = 2048
     temperature: float = 0.1
@@ -19,6 +24,16 @@ class Sampling:
     seed: int = 0
     stop_words: tuple[str, ...] = ()
     """Further texts that end an answer, beside those of the template."""
+
+    def __post_init__(self) -> None:
+        for what, value, fits, allowed in (
+            ("number of new tokens", self.max_new_tokens, self.max_new_tokens > 0, "above 0"),
+            ("repetition penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0"),
+            ("top-p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top-k", self.top_k, self.top_k >= 0, "0 (off) or above"),
+        ):
+            if not fits:
+                raise UserError(f"The {what} is {value}.", f"It must be {allowed}.", exit_code=2)
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,32 @@ class Fold:
                 self._whole[f"{module}.{kind.removeprefix('base_layer.')}"] = tensor
         for module, parts in raw.items():
             self._pairs[module] = _pair(module, parts, config)
+        targets = config.get("target_modules")
+        partial = config.get("layers_to_transform") is not None or config.get("exclude_modules")
+        self._targets = set(targets) if isinstance(targets, list | set | tuple) and not partial else set()
         if not self._pairs and not self._whole:
             raise UserError("The adapter holds no weights.", "Copy or download it again.")
+
+    def _check_all_layers(self, base: ShardReader) -> None:
+        """Refuse a base with more layers: every module of a name in `target_modules` must have its part.
+
+        `layers_to_transform` and `exclude_modules` leave some out on purpose; what a regular expression means is not
+        checked.
+        """
+        targets = self._targets
+        adapted = {module.rpartition(".")[2] for module in self._pairs}
+        bare = sorted(
+            module
+            for name in base.names()
+            if name.endswith(".weight") and (module := name.removesuffix(".weight")) not in self._pairs
+            if module.rpartition(".")[2] in adapted & targets
+        )
+        if bare:
+            raise UserError(
+                f"The adapter does not fit {base.folder}: it has nothing for {len(bare)} modules of the names it "
+                f"adapts, such as {', '.join(bare[:3])}.",
+                "Give the base model that the adapter was trained on (see its adapter_config.json).",
+            )
 
     def names(self) -> set[str]:
         """Names of all base tensors that the adapter changes."""
@@ -101,6 +125,7 @@ class Fold:
             UserError: names modules that the base lacks, or whose shapes differ.
         """
         head = head_name(base)
+        self._check_all_layers(base)
         absent = sorted(name for name in self.names() if name not in base and name != head)
         if absent:
             raise UserError(

@@ -10,7 +10,7 @@ from torch import Tensor
 from xtuner.checkpoint.adapter import is_adapter, read_adapter
 from xtuner.checkpoint.folder import fresh_folder, require_space
 from xtuner.checkpoint.hub import find_folder
-from xtuner.checkpoint.run_record import describe_base, is_run_folder, read_run
+from xtuner.checkpoint.run_record import describe_base, is_run_folder, nothing_saved, read_run
 from xtuner.checkpoint.shards import ShardReader, ShardWriter, read_size
 from xtuner.checkpoint.state import find_last
 from xtuner.config.spec import RunSpec
@@ -93,7 +93,7 @@ def merge_run(
     else:
         last = find_last(run)
         if last is None:
-            raise UserError(f"The run {run} has saved nothing yet.", "Wait for its first checkpoint.")
+            raise nothing_saved(run)
         tell(f"Weights: {last}")
         state = read_trained(last)
         if spec.model.lora is None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from xtuner.checkpoint.run_record import is_run_folder, read_run
+from xtuner.checkpoint.run_record import is_run_folder, nothing_saved, read_run
 from xtuner.checkpoint.state import find_last
 from xtuner.config.spec import ModelSpec, QuantSpec, RunSpec
 from xtuner.conversation.builtin import PLAIN, TEMPLATES, find_template, to_template
@@ -107,7 +107,7 @@ def find_source(path: Path | str, adapter: Path | str | None = None) -> Source:
         return Source(ModelSpec(**shared, adapter=str(folder / record.adapter)), record.template, is_run=True)
     last = find_last(folder)
     if last is None:
-        raise UserError(f"The run {folder} has saved nothing yet.", "Wait for its first checkpoint.")
+        raise nothing_saved(folder)
     return Source(ModelSpec(**shared, lora=trained.lora, weights=str(last)), record.template, is_run=True)
 
 

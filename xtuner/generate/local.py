@@ -16,6 +16,7 @@ from xtuner.errors import UserError
 from xtuner.generate.detokenizer import Detokenizer
 from xtuner.generate.sampler import Sampler
 from xtuner.log import LOGGER
+from xtuner.model.checks import check_vocabulary
 
 ANSWER_SHARE = 4
 """At least 1 / ANSWER_SHARE of the model's context is kept free for the answer (less if fewer tokens are wanted)."""
@@ -60,13 +61,11 @@ class LocalChat:
         """Yield the answer to the last message, piece by piece; the last piece says why it ended.
 
         Raises:
-            UserError: the question alone is longer than the context, a sampling value that makes no sense, tools
-                (this model cannot call any), logits that are no numbers, no memory.
+            UserError: the question alone is longer than the context, tokens that the model does not know, tools (this
+                model cannot call any), logits that are no numbers, no memory.
         """
         if tools:
             raise UserError("A model in this process cannot call tools yet.", "Ask without tools.")
-        if sampling.max_new_tokens <= 0:
-            raise UserError("An answer needs at least one token.", "Give --max-new-tokens above 0.", exit_code=2)
         sampler = Sampler(sampling)
         ids = self._prompt(conversation, sampling.max_new_tokens)
         stop_words = [*(self.template.stop_words if self.template else ()), *sampling.stop_words]
@@ -107,6 +106,7 @@ class LocalChat:
             num_dropped += turn.stop - turn.start
             del kept[turn]
             ids = self.prompt_ids(kept)
+        check_vocabulary(self.model, max(ids, default=0), str(getattr(self.tokenizer, "name_or_path", "the folder")))
         if len(ids) >= self._context:
             raise UserError(
                 f"The question has {len(ids)} tokens, and this model reads {self._context} at most.", "Shorten it."

@@ -15,22 +15,12 @@ from xtuner.errors import UserError
 
 
 class Sampler:
-    """Draws one token after another as `Sampling` says; the same seed gives the same answer.
-
-    Raises:
-        UserError: a value that makes no sense.
-    """
+    """Draws one token after another as `Sampling` says; the same seed gives the same answer."""
 
     def __init__(self, sampling: Sampling) -> None:
         self.greedy = sampling.temperature <= 0
         self._seed = sampling.seed
         self._generator: torch.Generator | None = None
-        if sampling.repetition_penalty <= 0:
-            raise _wrong("repetition penalty", sampling.repetition_penalty, "above 0")
-        if not 0 < sampling.top_p <= 1:
-            raise _wrong("top-p", sampling.top_p, "above 0 and at most 1")
-        if sampling.top_k < 0:
-            raise _wrong("top-k", sampling.top_k, "0 (off) or above")
         self._needs_ids = sampling.repetition_penalty != 1
         self._processors = LogitsProcessorList()
         if self._needs_ids:
@@ -60,7 +50,3 @@ class Sampler:
         if self._generator is None:
             self._generator = torch.Generator(scores.device).manual_seed(self._seed)
         return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
-
-
-def _wrong(what: str, value: float, allowed: str) -> UserError:
-    return UserError(f"The {what} is {value}.", f"It must be {allowed}.", exit_code=2)
