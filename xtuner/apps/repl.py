@@ -10,6 +10,8 @@ from xtuner.conversation.message import Conversation, Message
 from xtuner.errors import UserError
 
 PROMPT = "double enter to end input (EXIT: exit chat, RESET: reset history) >>> "
+BROKEN = "\udc80"
+"""A lone surrogate: how Python keeps a byte that is not UTF-8 when the terminal's encoding lets it."""
 
 
 def read_line(prompt: str) -> str:
@@ -79,10 +81,8 @@ def ask(
         UserError: the model cannot answer.
     """
     out = out or sys.stdout
-    try:
-        _check_text(question)
-    except UnicodeError as error:
-        raise UserError("The question holds bytes that are not UTF-8 text.", "Type it again.", exit_code=2) from error
+    if not _is_text(question):
+        raise UserError("The question holds bytes that are not UTF-8 text.", "Type it again.", exit_code=2)
     conversation = [Message("system", system)] if system else []
     conversation.append(Message("user", question))
     answer, note = _answer(model, conversation, sampling, out if streaming else None)
@@ -117,15 +117,16 @@ def _questions(read: Callable[[str], str], out: TextIO) -> Iterator[str]:
         try:
             while line := read("" if lines else PROMPT):
                 lines.append(line)
-            _check_text("".join(lines))
         except EOFError:
             ended = True  # what was typed before is still a question
-        except UnicodeError:
-            _say(out, "Log: These bytes are not UTF-8 text. Please type it again.\n")
-            continue
+        except UnicodeDecodeError:
+            lines = [BROKEN]
         except KeyboardInterrupt:
             lines, ended = [], True
         question = "\n".join(lines)
+        if not _is_text(question):
+            _say(out, "Log: These bytes are not UTF-8 text. Please type it again.\n")
+            question = ""
         if ended:
             _say(out, "\n")
         if question.strip() == "EXIT":
@@ -136,13 +137,9 @@ def _questions(read: Callable[[str], str], out: TextIO) -> Iterator[str]:
             return
 
 
-def _check_text(text: str) -> None:
-    """Refuse what stands for bytes that could not be read: Python keeps them as lone surrogates.
-
-    Raises:
-        UnicodeEncodeError: there are such.
-    """
-    text.encode()
+def _is_text(text: str) -> bool:
+    """Whether there is nothing in it that stands for bytes that could not be read."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _say(out: TextIO, text: str) -> None:
