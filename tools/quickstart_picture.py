@@ -35,7 +35,7 @@ class ToConsole(logging.Handler):
 def main() -> None:
     """Run and draw."""
     quiet_libraries()
-    console = Console(record=True, width=104, highlight=False)
+    console = Console(record=True, width=132, highlight=False)
     LOGGER.addHandler(ToConsole(console))
     LOGGER.setLevel(logging.INFO)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):

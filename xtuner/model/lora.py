@@ -39,7 +39,7 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec) -> "PeftModel":
     """
     from peft import LoraConfig, get_peft_model
 
-    from xtuner.model.lora_layer import register
+    from xtuner.model.lora_injection import register
 
     targets = spec.targets
     if targets is None:

@@ -7,25 +7,10 @@ through PEFT's forward pass.
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraConfig
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
 from xtuner.ops.lora_linear import FetchWeight, lora_linear
-
-
-def make_layer(target: nn.Module, adapter_name: str, *args: Any, **options: Any) -> nn.Module | None:
-    """Return our layer around `target`, or None where PEFT is to choose one of its own.
-
-    PEFT calls this as the constructor of a custom layer (`LoraConfig._register_custom_module`).
-    """
-    if type(target) is nn.Linear:
-        return LoraLinear(target, adapter_name, *args, **options)
-    if hasattr(target.weight, "quant_state"):  # bitsandbytes is imported where it is used
-        from xtuner.model.lora_layer_4bit import LoraLinear4bit
-
-        return LoraLinear4bit(target, adapter_name, *args, **options)
-    return None
 
 
 class LoraLinear(PeftLinear):
@@ -73,9 +58,3 @@ def compute_dtype(inputs: Tensor, weight_dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of a product: that of autocast where it is on, else that of the weight."""
     kind = inputs.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_dtype
-
-
-def register(config: LoraConfig) -> LoraConfig:
-    """Let our layers into the injection of `config`, through PEFT's door for custom layers."""
-    config._register_custom_module({nn.Linear: make_layer})  # type: ignore[dict-item]
-    return config

@@ -1,0 +1,31 @@
+"""How our LoRA layers get into a model: through PEFT's door for custom layers.
+
+PEFT takes seconds to import, so this is imported when an adapter is asked for.
+"""
+
+from typing import Any
+
+from peft.tuners.lora import LoraConfig
+from torch import nn
+
+from xtuner.model.lora_layer import LoraLinear
+
+
+def make_layer(target: nn.Module, adapter_name: str, *args: Any, **options: Any) -> nn.Module | None:
+    """Return our layer around `target`, or None where PEFT is to choose one of its own.
+
+    PEFT calls this as the constructor of a custom layer (`LoraConfig._register_custom_module`).
+    """
+    if type(target) is nn.Linear:
+        return LoraLinear(target, adapter_name, *args, **options)
+    if hasattr(target.weight, "quant_state"):  # bitsandbytes is imported where it is used
+        from xtuner.model.lora_layer_4bit import LoraLinear4bit
+
+        return LoraLinear4bit(target, adapter_name, *args, **options)
+    return None
+
+
+def register(config: LoraConfig) -> LoraConfig:
+    """Let our layers into the injection of `config`, through PEFT's door for custom layers."""
+    config._register_custom_module({nn.Linear: make_layer})  # type: ignore[dict-item]
+    return config
