@@ -36,7 +36,7 @@ def set_generation(base: Path, **values: Any) -> None:
 
 
 def test_what_is_copied(base: Path, tmp_path: Path) -> None:
-    """Everything of the model but weights, old indices, the card of the base and stray files."""
+    """Everything of the model but weights, old indices, the card of the base and stray files; tokenizer.json is new."""
     for name in (
         *(
             "LICENSE",
@@ -53,6 +53,7 @@ def test_what_is_copied(base: Path, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("LICENSE", "modeling_internlm2.py", "configuration_internlm2.py", "merges.txt"),
         *(
+            "tokenizer.json",
             "config.json",
             "generation_config.json",
             "tokenizer.model",

@@ -27,6 +27,7 @@ from xtuner.errors import UserError
 from xtuner.export.fold import Fold
 from xtuner.export.merge import merge
 from xtuner.export.verify import Comparison
+from xtuner.model.load import load_tokenizer
 
 IDS = torch.tensor([[1, 5, 9, 2, 30, 77, 300]])
 
@@ -124,6 +125,7 @@ def test_shards_and_files_for_other_programs(bases: dict[str, Path], tmp_path: P
         "generation_config.json",
         f"{'model' if safe else 'pytorch_model'}.{suffix}.index.json",
         "special_tokens_map.json",
+        "tokenizer.json",
         "tokenizer.model",
         "tokenizer_config.json",
     }
@@ -312,3 +314,24 @@ def test_an_adapter_of_fewer_layers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing for 2 modules .* such as model\.layers\.2\.self_attn\.q_proj"):
         merge(large, tmp_path / "adapter", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_tokenizer_of_a_merged_internlm2_opens_without_us(tmp_path: Path) -> None:
+    """Its own class is known to nobody else, and no program code lies beside it."""
+    base = make_tiny_internlm2(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["wqkv"])).save_pretrained(tmp_path / "adapter")
+    merge(base, tmp_path / "adapter", tmp_path / "merged", template="internlm2_chat")
+    text = "你好 world\n<|im_end|>"
+    code = (
+        "import sys; from transformers import AutoTokenizer; t = AutoTokenizer.from_pretrained(sys.argv[1]);"
+        "assert 'xtuner' not in sys.modules;"
+        "print(t(sys.argv[2]).input_ids, t.apply_chat_template([dict(role='user', content='a')], tokenize=False))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "merged", text], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    ours = load_tokenizer(str(base))
+    assert done.stdout.startswith(f"{ours(text).input_ids} <s><|im_start|>user\na<|im_end|>")
+    assert load_tokenizer(str(tmp_path / "merged"))(text).input_ids == ours(text).input_ids

@@ -15,6 +15,7 @@ from xtuner.checkpoint.folder import WEIGHTS, writing
 from xtuner.conversation.jinja import to_jinja
 from xtuner.conversation.template import ChatTemplate
 from xtuner.errors import UserError
+from xtuner.model.register import find_tokenizer
 
 SUFFIXES = (".json", ".model", ".txt", ".py", ".jinja", ".tiktoken", ".vocab", ".bpe")
 NAMES = re.compile(r"(LICENSE|LICENCE|NOTICE|USE_POLICY|COPYING)(\..*)?", re.IGNORECASE)
@@ -72,7 +73,13 @@ def write_companions(
         for file in _files(base, words):
             shutil.copyfile(file, folder / file.name)
         _write(folder / "config.json", _without_dangling_code(config, base))
-        _write(folder / "tokenizer_config.json", _without_dangling_code(settings, words.folder))
+        settings = _without_dangling_code(settings, words.folder)
+        if "auto_map" not in settings and find_tokenizer(config.get("model_type"), settings.get("tokenizer_class")):
+            # nobody else knows the class, and its program is not here: write the form that every reader knows
+            words.tokenizer.save_pretrained(folder)
+            own = {key: settings[key] for key in ("chat_template", *words.options) if key in settings}
+            settings = {**(_read(folder / "tokenizer_config.json") or {}), **own}
+        _write(folder / "tokenizer_config.json", settings)
         _write(
             folder / "generation_config.json", generation_config(base, config, words.tokenizer, stop_words, tell=tell)
         )
