@@ -1,11 +1,14 @@
 """Whether the model hub can be reached; asked once, since libraries that find out themselves try for minutes."""
 
+import re
 import socket
 from functools import cache
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 SECONDS = 5
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+"""What the name of a model or data set on the hub looks like."""
 
 
 @cache

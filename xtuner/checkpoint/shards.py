@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -152,7 +153,7 @@ class ShardReader:
         return self._open
 
 
-class _WeightFile:
+class _WeightFile(ABC):
     """One open weight file."""
 
     mapped = True
@@ -161,11 +162,11 @@ class _WeightFile:
         self.path = path
         self.bytes_read = 0
 
-    def names(self) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def names(self) -> list[str]: ...
 
-    def _view(self, name: str) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _view(self, name: str) -> Tensor: ...
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._view(name).shape)

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 from xtuner.config.spec import SourceSpec
 from xtuner.dataset.reader import READERS, SUFFIXES, Progress
 from xtuner.errors import UserError, did_you_mean
-from xtuner.network import hub_is_reachable
+from xtuner.network import HUB_ID, hub_is_reachable
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 SPLIT_WORDS: dict[str, tuple[str, ...]] = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),

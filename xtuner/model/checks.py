@@ -1,7 +1,6 @@
 """What can be wrong with a checkpoint, said in a sentence: missing, cut short, of an unknown kind, too large."""
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +13,12 @@ from transformers.utils.hub import cached_file
 
 from xtuner.checkpoint.run_record import is_run_folder
 from xtuner.errors import UserError, is_out_of_memory
-from xtuner.network import hub_is_reachable
+from xtuner.network import HUB_ID, hub_is_reachable
 
 LARGE = (".safetensors", ".bin", ".model", ".json")
 LFS_NOTE = b"version https://git-lfs"
 MOST_NOTE = 1024
 """Bytes; such a note has about 130."""
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def check_folder(path: str, files: tuple[str, ...]) -> None:
