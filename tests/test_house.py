@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "xtuner"
 
 FLOORS = {
-    0: {"log", "errors", "network", "version", ""},
+    0: {"log", "errors", "network", "program", "version", ""},
     1: {"config", "conversation", "ops", "checkpoint"},
     2: {"dataset", "model", "legacy", "catalog"},
     3: {"objective", "generate"},
@@ -36,14 +36,14 @@ MAY_IMPORT = {
     "legacy": {"config", "conversation"},
     "catalog": {"config"},
     "dataset": {"config", "conversation", "ops"},
-    "model": {"config", "ops", "checkpoint"},
+    "model": {"config", "conversation", "ops", "checkpoint"},
     "objective": {"config", "ops", "dataset", "model"},
     "generate": {"config", "conversation", "ops", "model", "checkpoint"},
     "engine": {"config", "conversation", "ops", "checkpoint", "dataset", "model", "objective", "generate"},
     "export": {"config", "conversation", "model", "checkpoint"},
     "apps": {"config", "conversation", "checkpoint", "generate", "engine", "export"},
 }
-TORCH_FREE = ("log", "errors", "network", "version", "config", "conversation", "legacy", "catalog")
+TORCH_FREE = ("log", "errors", "network", "program", "version", "config", "conversation", "legacy", "catalog")
 ONE_DOOR = {"legacy": {"cli"}, "catalog": {"cli"}}
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -15,12 +15,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "en" / "config.md"
 SCHEMA = ROOT / "docs" / "run_spec.schema.json"
 START, END = "<!-- settings: written by tools/config_page.py -->", "<!-- end of settings -->"
+FILES = ("model_spec.py", "spec.py")
 PARTS = {
     "model": "ModelSpec",
     "model.lora": "LoraSpec",
     "model.quant": "QuantSpec",
+    "model.vision": "VisionSpec",
     "data": "DataSpec",
     "data.train[]": "SourceSpec",
+    "data.template": "TemplateSpec",
     "optim": "OptimSpec",
     "schedule": "ScheduleSpec",
     "loop": "LoopSpec",
@@ -58,8 +61,8 @@ def rows(body: list[ast.stmt]) -> list[str]:
 
 def render_tables() -> str:
     """All parts of `RunSpec`, a table each."""
-    tree = ast.parse((ROOT / "xtuner" / "config" / "spec.py").read_text("utf-8"))
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    trees = [ast.parse((ROOT / "xtuner" / "config" / name).read_text("utf-8")) for name in FILES]
+    classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
     text = []
     for key, name in PARTS.items():
         said = " ".join((ast.get_docstring(classes[name]) or "").split("\n")[0].split())

@@ -21,6 +21,10 @@ class UserError(Exception):
         return f"{self.what} {self.fix}".strip()
 
 
+class ForeignCode(UserError):
+    """A checkpoint brings program code, which nobody has asked to run; each command has its own way of asking."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on a card or on the host (torch has three wordings)."""
     said = str(error).lower()

@@ -9,6 +9,8 @@ from xtuner.catalog.deepspeed import ZERO
 from xtuner.catalog.names import names, run_names
 from xtuner.catalog.script import SCRIPTS
 from xtuner.cli.main import main
+from xtuner.config.check import to_spec
+from xtuner.config.reader import read_text
 
 
 def test_every_name_is_listed_in_the_frame(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,3 +48,21 @@ def test_what_is_not_a_run_is_not_trained(capsys: pytest.CaptureFixture[str]) ->
     assert main(["copy-cfg", "llava_internlm2_chat_7b_clip_vit_large_p14_336_e1_gpu8_pretran", "."]) == 1
     shown = capsys.readouterr().err
     assert "Did you mean llava_internlm2_chat_7b_clip_vit_large_p14_336_e1_gpu8_pretrain" in shown
+
+
+def test_a_file_that_was_edited_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "internlm2_chat_1_8b_qlora_alpaca_e3"
+    target = tmp_path / f"{name}_copy.py"
+    assert main(["copy-cfg", name, str(tmp_path)]) == main(["copy-cfg", name, str(tmp_path)]) == 0
+    assert [file.name for file in tmp_path.iterdir()] == [target.name]  # nothing was edited
+    target.write_text("mine", "utf-8")
+    assert main(["copy-cfg", name, str(tmp_path)]) == 0
+    assert f"{target.name}.bak" in "".join(capsys.readouterr())
+    assert target.with_name(f"{target.name}.bak").read_text("utf-8") == "mine"
+    assert main(["copy-cfg", name, str(tmp_path), "--yaml"]) == 0
+    spec = to_spec(read_text(target.with_suffix(".yaml").read_text("utf-8"), Path("a.yaml"), "yaml").values)
+    assert spec.data.template == "internlm2_chat"
+    assert main(["list-cfg", "-p", "internlm2_1b8"]) == 0
+    shown = capsys.readouterr()
+    assert "No name contains internlm2_1b8." in shown.err
+    assert "internlm2" in shown.err

@@ -11,13 +11,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from xtuner.checkpoint.adapter import (
     file_name,
-    is_adapter,
     module_name,
     read_adapter,
-    read_adapter_config,
     render_card,
     write_adapter,
 )
+from xtuner.checkpoint.model_folder import is_adapter, read_adapter_config
 from xtuner.errors import UserError
 
 IDS = torch.tensor([[1, 5, 9, 2, 30]])

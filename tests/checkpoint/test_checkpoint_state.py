@@ -84,7 +84,7 @@ class Evil:
 def test_no_code_comes_out_of_a_checkpoint(tmp_path, zipped):
     path, trace = tmp_path / "iter_3.pth", tmp_path / "trace"
     torch.save({"message_hub": Evil(str(trace))}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match="holds Python objects"):
+    with pytest.raises(UserError, match=r"wants posix\.mkdir to be run"):
         load_state(path)
     path.write_bytes(pickle.dumps(Evil(str(trace))))
     with pytest.raises(UserError):

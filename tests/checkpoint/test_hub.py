@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from xtuner.checkpoint.hub import find_folder
+from xtuner.checkpoint.hub import DownloadBar, find_folder
 from xtuner.errors import UserError
 
 DESCRIBE = "import sys; from xtuner.checkpoint.run_record import describe_base; print(describe_base(sys.argv[1]))"
@@ -74,3 +74,32 @@ def test_without_a_network_nobody_waits(tmp_path: Path) -> None:
     )
     assert done.stdout.startswith("Lab/unknown is neither a folder here nor a model that can be reached on the hub.")
     assert done.stderr == ""
+
+
+def test_a_download_shows_its_bytes_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bars that the library makes, with the words it makes them with, while its own switch is off."""
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    sent = DownloadBar(desc="Downloading bytes", total=0, unit="B", unit_scale=True, bar_format="{desc}")
+    here = DownloadBar(desc="Reconstructing (incomplete total...)", total=0, unit="B", unit_scale=True)
+    files = DownloadBar(desc="Fetching 3 files", total=3)
+    assert [bar.disable for bar in (sent, here, files)] == [True, False, True]
+    here.total = 3_000_000
+    here.update(1_000_000)
+    here.refresh()
+    shown = capsys.readouterr().err
+    assert "Downloading:  33%" in shown
+    assert "1.00M/3.00M" in shown
+    here.set_description("Reconstruction complete")
+    assert here.disable, "closed"
+    assert not capsys.readouterr().err.rsplit("\r", 1)[-1].strip(), "and wiped"
+
+
+def test_a_download_into_a_file_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = DownloadBar(desc="Reconstructing", total=10, unit="B")
+    bar.update(5)
+    bar.refresh()
+    assert capsys.readouterr().err == ""

@@ -50,7 +50,11 @@ def test_commands_of_later_versions_say_so(capsys: pytest.CaptureFixture[str]) -
 def test_usage_mistakes_are_two(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["copy-cfg", "only_a_name"]) == 2
     assert main(["list-cfg", "--nonsense"]) == 2
-    assert "usage: xtuner list-cfg" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.endswith("Unrecognized arguments: --nonsense.\nType: xtuner list-cfg --help\n")
+    assert len(said.splitlines()) == 4, "a sentence and what to type, each time"
+    assert main(["convert", "mergee"]) == 2
+    assert "Type: xtuner convert --help" in capsys.readouterr().err
 
 
 class Fake(ModuleType):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from xtuner.catalog.render import render
+from xtuner.cli.launch import Layout
 from xtuner.cli.load import load_run
 from xtuner.cli.main import main
 from xtuner.config.check import to_spec
@@ -61,7 +62,7 @@ def test_a_file_a_name_and_a_dump(engine: FakeEngine, tmp_path: Path) -> None:
     Path("work/my.py").write_text(dump, "utf-8")
     assert main(["train", "work/my.py", "--work-dir", "w", "--seed", "3", "--resume", "work/iter_1.pth:"]) == 0
     assert engine.dump[1] == dump
-    assert (engine.spec.work_dir, engine.spec.seed, engine.spec.resume) == ("w", 3, "work/iter_1.pth")
+    assert (engine.spec.work_dir, engine.spec.seed, engine.spec.resume) == ("w", 3, "work/iter_1.pth:")
     assert main(["train", "my.py", "--resume"]) == 0
     assert engine.spec.resume == "auto"
 
@@ -109,7 +110,7 @@ def test_resume_gives_back_words_that_are_no_checkpoint(engine: FakeEngine, tmp_
     assert main(["train", "--resume", "my.py"]) == 0
     assert (engine.name, engine.spec.resume) == ("my", "auto")
     assert main(["train", "my.py", "--resume", "iter_3.pth:"]) == 0
-    assert engine.spec.resume == "iter_3.pth"
+    assert engine.spec.resume == "iter_3.pth:", "the engine drops what `ls` leaves there"
 
 
 @pytest.mark.parametrize("words", [["--local_rank", "0"], ["--local-rank=0"]])
@@ -124,6 +125,8 @@ def test_a_model_and_data_are_enough(engine: FakeEngine, capsys: pytest.CaptureF
     (folder / "config.json").write_text('{"model_type": "internlm2"}')
     tokens = {"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
+    for name in ("a.json", "b.jsonl"):
+        Path(name).write_text("[]")
     assert main(["train", "--model", str(folder), "--data", "a.json", "b.jsonl", "epochs=1"]) == 0
     spec = engine.spec
     assert spec.data.template == "internlm2_chat", "found out from the model"
@@ -158,9 +161,9 @@ def test_a_model_and_data_are_enough(engine: FakeEngine, capsys: pytest.CaptureF
         ([NAME, "--bits", "4"], 2, "model.quant.bits=4"),
         ([NAME, "lrr=1"], 2, "Did you mean lr?"),
         ([NAME, "--cfg-options", "max_lenght=1"], 1, "Did you mean max_length"),
-        ([NAME, "--deepspeed", "deepspeed_zero2"], 1, "DeepSpeed is not part of this version yet."),
-        ([NAME, "--launcher", "slurm"], 1, "several processes"),
-        ([NAME, "--work-dirs", "w"], 2, "unrecognized arguments"),
+        ([NAME, "--deepspeed", "deepspeed_zero4"], 1, "Did you mean deepspeed_zero"),
+        ([NAME, "--launcher", "slurm"], 2, "srun has not started this."),
+        ([NAME, "--work-dirs", "w"], 2, "Unrecognized arguments: --work-dirs w.\nType: xtuner train --help"),
     ],
 )
 def test_refusals(
@@ -170,16 +173,35 @@ def test_refusals(
     assert not hasattr(engine, "spec")
 
 
-@pytest.mark.parametrize(("name", "value"), [("NPROC_PER_NODE", "8"), ("NNODES", "2")])
-def test_several_processes_are_refused_for_training_alone(
-    name: str, value: str, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_several_processes_are_started_for_training_alone(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(name, value)
-    assert f"Type: unset {name}" in error_of(NAME, capsys=capsys)
-    assert main(["list-cfg"]) == 0, "a stray variable stops nothing else"
-    monkeypatch.setenv(name, "1")
+    started: list[tuple[Layout, list[str]]] = []
+
+    def launch(layout: Layout, words: list[str]) -> int:
+        started.append((layout, words))
+        return 7
+
+    monkeypatch.setattr("xtuner.cli.train.launch", launch)
+    monkeypatch.setenv("NPROC_PER_NODE", "8")
+    assert main(["train", NAME, "--seed", "3"]) == 7
+    assert started == [(Layout(8, 1, 0, "127.0.0.1", None), ["train", NAME, "--seed", "3"])]
+    assert not hasattr(engine, "spec"), "they train, not this one"
+    assert main(["list-cfg"]) == 0, "a stray variable starts nothing else"
+    assert len(started) == 1
+    monkeypatch.setenv("NPROC_PER_NODE", "x")
+    assert "NPROC_PER_NODE is x" in error_of(NAME, capsys=capsys, code=2)
+    monkeypatch.setenv("NPROC_PER_NODE", "1")
     monkeypatch.setenv("MKL_SERVICE_FORCE_INTEL", "1")
     assert main(["train", NAME]) == 0
+
+
+def test_a_worker_starts_nothing(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NPROC_PER_NODE", "8")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert main(["train", NAME]) == 0
+    assert engine.spec.strategy.name == "auto"
 
 
 def test_names_near_a_file_and_broken_files(tmp_path: Path) -> None:

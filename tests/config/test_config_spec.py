@@ -170,7 +170,7 @@ def test_every_full_key_is_understood_and_short_ones_are_never_wrong() -> None:
     [
         ("every=3", "every could be checkpoint.every or probe.every"),
         ("lrr=3", "There is no setting lrr. Did you mean lr?"),
-        ("max_lenght=3", "Did you mean max_length?"),
+        ("max_lenght=3", "Did you mean max_length"),
         ("novalue", "novalue is not a setting"),
         ("data.train.0.limt=1", "There is no setting data.train.0.limt"),
         ("questions=[1", "does not close"),

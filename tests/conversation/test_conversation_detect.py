@@ -103,6 +103,8 @@ def test_baichuan_chat_models_know_a_user_token(tmp_path: Path) -> None:
     generation = {"user_token_id": 195}
     config = {"model_type": "baichuan", "vocab_size": 125696}
     assert detect_template(checkpoint(tmp_path / "a", config, generation_config=generation)) == "baichuan2_chat"
+    config = {"model_type": "baichuan", "vocab_size": 728, "tokenizer_class": "BaichuanTokenizer"}
+    assert detect_template(checkpoint(tmp_path / "d", config, generation_config=generation)) == "baichuan2_chat"
     config = {"model_type": "baichuan", "vocab_size": 64000}
     assert detect_template(checkpoint(tmp_path / "b", config, generation_config=generation)) == "baichuan_chat"
     assert detect_template(checkpoint(tmp_path / "c", config)) is None

@@ -70,3 +70,11 @@ def test_transformers_renders_it() -> None:
     talk = as_dicts([Message("user", "a"), Message("assistant", "b"), Message("user", "c")])
     text = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
     assert text == "<s><|User|>:a\n<|Bot|>:b</s>\n<s><|User|>:c\n<|Bot|>:"
+
+
+@pytest.mark.parametrize("name", ["chatglm2", "chatglm3"])
+def test_conversations_of_chatglm_open_although_its_tokenizer_names_no_bos(name: str) -> None:
+    text = compile_template(to_jinja(find_template(name))).render(
+        messages=[{"role": "user", "content": "hi"}], eos_token=EOS
+    )
+    assert text == "[gMASK]sop" + find_template(name).render([Message("user", "hi")])[1].text

@@ -57,6 +57,7 @@ STOP_WORDS = {
     "cohere_chat": ("<|END_OF_TURN_TOKEN|>",),
     "deepseek_v2": ("<｜end▁of▁sentence｜>",),
     "gemma": ("<end_of_turn>",),
+    "chatglm3": ("<|user|>", "<|observation|>"),  # not in 0.1.x, whose answers ran on into the next turn
 }
 
 

@@ -63,7 +63,10 @@ def test_formats_give_the_golden_turns(name: str) -> None:
 def test_the_table_holds_every_key_of_0_1() -> None:
     assert len(KEYS) == 20
     assert set(CASES) == KEYS
-    assert set(FORMATS) - KEYS == {"conversation", "pair", "sharegpt", "text"}
+    assert set(FORMATS) - KEYS == {
+        *("conversation", "pair", "sharegpt", "text"),
+        *("internevo", "internevo_messages", "moss", "tokens"),
+    }
     assert all(callable(pick(FORMATS, name, "row format")) for name in FORMATS)
 
 

@@ -4,7 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
 from course import CONFIG, edit, make_folder, xtuner
+
+from xtuner.checkpoint.run_record import read_run
+from xtuner.config.spec import RunSpec
+from xtuner.model.load import load_model
 
 BASE = "./Shanghai_AI_Laboratory/internlm2-chat-1_8b"
 ANSWER = "伍鲜同志"
@@ -83,3 +89,22 @@ def test_dumped_config_converts_too(folder: Path) -> None:
     dumped = f"work_dirs/{CONFIG}_copy/{CONFIG}_copy.py"
     xtuner(folder, "convert", "pth_to_hf", dumped, newest_pth(folder), "./hf_from_dump")
     assert (folder / "hf_from_dump" / "adapter_model.safetensors").is_file()
+
+
+def test_the_training_held_nf4_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load the model as the run did, from the spec that the run wrote down: QLoRA is 4 bits, not a word."""
+    monkeypatch.chdir(folder)
+    record = read_run(Path("work_dirs") / f"{CONFIG}_copy")
+    spec = RunSpec.model_validate(record.spec).model
+    model = load_model(spec, device="cpu", dtype=torch.float32, train=True)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    config = model.config  # type: ignore[union-attr]
+    assert len(layers) == 5 * config.num_hidden_layers  # type: ignore[union-attr]
+    for layer in layers.values():
+        assert layer.weight.quant_state.quant_type == "nf4"
+        assert layer.weight.dtype == torch.uint8
+        assert layer.weight.numel() * 2 == layer.in_features * layer.out_features, "two weights in a byte"
+        assert not layer.weight.requires_grad
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained
+    assert all(".lora_" in name for name in trained)

@@ -24,6 +24,7 @@ from xtuner.engine.optim import build_optimiser
 from xtuner.engine.precision import Precision, find_device
 from xtuner.engine.run import Run
 from xtuner.engine.schedule import build_schedule
+from xtuner.engine.spike import SpikeGuard
 from xtuner.engine.strategy.single import Single
 from xtuner.engine.workdir import WorkDir
 from xtuner.objective.loss import Loss
@@ -133,7 +134,14 @@ def make_run(
         order=order,
         schedule=build_schedule(spec.schedule, spec.optim.lr, num_iters),
         num_iters=num_iters,
-        metrics=Metrics(device, spec.loop.log_every, spec.loop.accumulate, check_norm=not strategy.scaler.is_enabled()),
+        metrics=Metrics(
+            device,
+            spec.loop.log_every,
+            spec.loop.accumulate,
+            check_loss=not spec.loop.skip_spikes,
+            check_norm=not spec.loop.skip_spikes and not strategy.scaler.is_enabled(),
+        ),
+        spikes=SpikeGuard() if spec.loop.skip_spikes else None,
         work=WorkDir(folder, "tiny.yaml", "# tiny\n"),
         record=RunRecord(spec.model_dump(mode="json")),
         callbacks=[DataInfo(), ProgressLog(live=False), Checkpoint(), Validation()],

@@ -118,9 +118,9 @@ def test_advice_against_lack_of_memory_goes_from_cheap_to_dear():
     assert "loop.batch_size=1 loop.accumulate=8" in said[0]
     spec.loop.batch_size = 1
     said.append(advise(spec))
-    spec.model.recompute = True
+    spec.model.recompute = "layers"
     said.append(advise(spec))
-    spec.data.max_length = 1024
+    spec.optim.name = "adamw_8bit"
     said.append(advise(spec))
     assert len(set(said)) == 4
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))

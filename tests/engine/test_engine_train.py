@@ -23,6 +23,7 @@ from xtuner.errors import UserError
 from xtuner.export.merge import merge, merge_run
 from xtuner.export.to_hf import pth_to_hf
 from xtuner.generate.load import load_chat
+from xtuner.program import program
 
 MODEL = Path(__file__).parent.parent / "golden" / "internlm2"
 HERE = Path(__file__).parent
@@ -222,7 +223,7 @@ def test_ctrl_c_then_resume(whole, folder, number):
         train(spec)
     assert caught.value.exit_code == 130
     checkpoint = work_dir / f"iter_{number}.pth"
-    assert f"xtuner train {work_dir}/run.yaml --work-dir {work_dir} --resume {checkpoint}" in caught.value.fix
+    assert f"{program()} train {work_dir}/run.yaml --work-dir {work_dir} --resume {checkpoint}" in caught.value.fix
     assert read_run(work_dir).status == "stopped"
     assert find_last(work_dir) == checkpoint
     train(make_spec(folder, work_dir.name, resume=str(checkpoint)))

@@ -47,8 +47,9 @@ def test_tree_of_the_course(tmp_path):
 
 
 def test_two_runs_in_one_second_have_two_folders(tmp_path):
-    first, second = WorkDir(tmp_path, "a.yaml", ""), WorkDir(tmp_path, "a.yaml", "")
+    first = WorkDir(tmp_path, "a.yaml", "")
     first.close()
+    second = WorkDir(tmp_path, "a.yaml", "")
     second.close()
     assert first.timestamp < second.timestamp
     assert (second.visual / "config.yaml").is_file()

@@ -157,9 +157,9 @@ def test_a_full_disk(run: Path, base: Path, tmp_path: Path, capsys: pytest.Captu
         ([], "usage: xtuner convert"),
         (["mergee", "a", "b", "c"], "invalid choice"),
         (["merge", "{base}", "a"], "is not the folder of a run"),
-        (["merge", "a", "b", "c", "d"], "4 paths"),
+        (["merge", "a", "b", "c", "d"], "2 or 3 paths, not 4."),
         (["merge", "a", "b", "c", "--is-clip"], "--is-clip is for models that see pictures"),
-        (["merge", "a", "b", "c", "--max-shard-size", "2XB"], "is not a size"),
+        (["merge", "{base}", "{adapter}", "c", "--max-shard-size", "2XB"], "is not a size"),
         (["merge", "a", "b", "c", "--device", "tpu"], "invalid choice"),
         (["pth_to_hf", "a", "b", "c", "--save-format", "huggingface"], "--save-format huggingface is for"),
         (["pth_to_hf", "a", "b", "c", "--fp32", "--dtype", "float16"], "Both --fp32 and --dtype"),
@@ -167,6 +167,9 @@ def test_a_full_disk(run: Path, base: Path, tmp_path: Path, capsys: pytest.Captu
         (["split", "a"], "required: DST"),
     ],
 )
-def test_wrong_words(base: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
-    assert main(["convert", *(word.format(base=base) for word in words)]) == 2
+def test_wrong_words(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert main(["convert", *(word.format(base=base, adapter=tmp_path) for word in words)]) == 2
     assert message in capsys.readouterr().err

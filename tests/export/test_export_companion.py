@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from xtuner.conversation.builtin import find_template
 from xtuner.errors import UserError
-from xtuner.export.companion import Words, read_config_json, write_companions
+from xtuner.export.companion import Speech, read_config_json, write_companions
 from xtuner.model.load import load_tokenizer
 
 
@@ -22,7 +22,7 @@ def base(tmp_path: Path) -> Path:
 def written(base: Path, folder: Path, template: str | None = "internlm2_chat", **options: Any) -> list[str]:
     folder.mkdir(exist_ok=True)
     told: list[str] = []
-    words = Words(load_tokenizer(str(base)), base, find_template(template) if template else None)
+    words = Speech(load_tokenizer(str(base)), base, find_template(template) if template else None)
     write_companions(base, folder, words, tell=told.append, **options)
     return told
 
@@ -129,7 +129,7 @@ def test_another_tokenizer(base: Path, tmp_path: Path) -> None:
     settings = read(other / "tokenizer_config.json")
     (other / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 77}))
     (other / "config.json").write_text('{"model_type": "internlm2", "other": true}')
-    words = Words(load_tokenizer(str(other)), other, None, {"eos_token": "<|im_end|>"})
+    words = Speech(load_tokenizer(str(other)), other, None, {"eos_token": "<|im_end|>"})
     (tmp_path / "out").mkdir()
     write_companions(base, tmp_path / "out", words, changes={"vocab_size": 800}, tell=print)
     assert read(tmp_path / "out" / "tokenizer_config.json")["model_max_length"] == 77

@@ -16,8 +16,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    MixtralConfig,
-    MixtralForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -257,21 +255,6 @@ def test_an_overflow_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"float16 cannot hold"):
         merge(base, tmp_path / "adapter", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
-
-
-def test_an_architecture_that_cannot_be_streamed_is_merged_and_said(bases: dict[str, Path], tmp_path: Path) -> None:
-    """Experts lie fused in memory and apart in the files."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2}
-    model = MixtralForCausalLM(MixtralConfig(vocab_size=512, num_hidden_layers=1, num_local_experts=2, **sizes))
-    model.save_pretrained(tmp_path / "base")
-    for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
-        (tmp_path / "base" / name).write_bytes((bases["llama"] / name).read_bytes())
-    expected = logits(adapted(tmp_path / "base", tmp_path / "adapter", target_modules=["q_proj", "o_proj"]))
-    told: list[str] = []
-    merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged", tell=told.append)
-    assert told[-1].startswith("Not checked")
-    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), expected)
 
 
 def test_added_tokens(bases: dict[str, Path], tmp_path: Path) -> None:

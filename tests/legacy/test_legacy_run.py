@@ -8,13 +8,15 @@ from xtuner.catalog.render import render
 from xtuner.config.dump import dump_python, dump_yaml
 from xtuner.config.override import parse_override
 from xtuner.config.reader import read_text
+from xtuner.config.ref import Ref
 from xtuner.config.spec import RunSpec
 from xtuner.conversation.builtin import SYSTEMS
-from xtuner.dataset import FORMATS
+from xtuner.dataset import FORMATS, PAIR_FORMATS
 from xtuner.engine import CALLBACKS, OPTIMISERS
 from xtuner.errors import UserError
 from xtuner.legacy import vocabulary
-from xtuner.legacy.run import to_run_spec
+from xtuner.legacy.harmless import HARMLESS
+from xtuner.legacy.run import BACKENDS, to_run_spec
 
 COURSE = "internlm2_chat_1_8b_qlora_alpaca_e3"
 PRETRAIN = "internlm2_1_8b_full_custom_pretrain_e1"
@@ -200,11 +202,12 @@ PARTS = ("train_dataloader", "optim_wrapper", "clip_grad", "param_scheduler", "t
         (["randomness.seed=7"], "seed", 7),
         (["save_steps=-1"], "checkpoint.every", None),
         (["save_total_limit=-1"], "checkpoint.keep", None),
-        (["model.use_activation_checkpointing=False"], "model.recompute", False),
+        (["model.use_activation_checkpointing=False"], "model.recompute", "none"),
         (["optim_wrapper.dtype=bfloat16"], "loop.precision", "bfloat16"),
         (["train_dataloader.sampler.shuffle=False"], "data.shuffle", False),
         (["train_dataloader.sampler.seed=9"], "seed", 9),
         (["train_dataloader.dataset.max_dataset_length=5"], "data.train.0.limit", 5),
+        (["sequence_parallel_size=4"], "strategy.options.sequence_parallel_size", 4),
         (["train_dataloader.dataset.dataset_map_fn=my_file.py:f"], "data.train.0.format", "my_file.py:f"),
         (["train_dataloader.dataset.dataset_map_fn=pkg.mod.f"], "data.train.0.format", "pkg.mod:f"),
         (["train_dataloader.dataset.dataset_map_fn=openai_map_fn"], "data.train.0.format", "openai"),
@@ -237,30 +240,23 @@ def test_options(options: list[str], key: str, value: object) -> None:
         ("SYSTEM_TEMPLATE.alpaca", "SYSTEM_TEMPLATE.alpca", "Did you mean alpaca"),
         ("param_scheduler = [", "param_schedular = [", "nothing uses param_schedular. Did you mean param_scheduler?"),
         ("optim_wrapper = dict(", "optim_wraper = dict(", "Did you mean optim_wrapper?"),
-        ("type=DatasetInfoHook", "type='my.hooks.Mine'", "my.hooks.Mine is a hook class of mmengine"),
-        ("type=AmpOptimWrapper", "type='xtuner.model.DPO'", "DPO is for preference training"),
-        ("type=SupervisedFinetune", "type='xtuner.model.LLaVAModel'", "LLaVAModel is for models that see pictures"),
+        ("type=DatasetInfoHook", "type='mmengine.hooks.EMAHook'", "mmengine.hooks.EMAHook is a hook class of mmengine"),
+        ("type=AmpOptimWrapper", "type='xtuner.model.DPO'", "DPO does not belong at optim_wrapper"),
+        ("type=SupervisedFinetune", "type='xtuner.model.LLaVAModel'", "LLaVAModel needs visual_encoder"),
         ("type=LinearLR", "type='PolyLR'", "PolyLR is not a word"),
-        ("end=max_epochs", "end=2", "the schedule ends at 2.0, the run at 3.0"),
-        ("begin=warmup_ratio * max_epochs", "begin=1", "begins at 1.0, not at 0.09"),
-        ("by_epoch=True,\n        begin=0", "by_epoch=False,\n        begin=0", "counted in epochs"),
-        ("sequence_parallel_size = 1", "sequence_parallel_size = 4", "over 4 cards is not possible yet"),
+        ("end=max_epochs", "end=2", "the schedule ends after 2 epochs, the run after 3"),
+        ("begin=warmup_ratio * max_epochs", "begin=1", "begins at 1, not at 0.09"),
         ("batch_size=batch_size", "batch_size='many'", "loop.batch_size is 'many'; it should be a valid integer"),
         ("dataset=alpaca_en,", "dataset='a.json',", "it must be a dict(type=...)"),
-        (
-            "visualizer = None",
-            "visualizer = dict(type='Visualizer', vis_backends=[dict(type='WandbVisBackend')])",
-            "Weights & Biases",
-        ),
         ("path=alpaca_en_path", "path='json', data_files=dict(test='a')", "data_files has no train, only test"),
         ("dataset_map_fn=alpaca_map_fn", "dataset_map_fn='<function f at 0x7f>'", "its name is lost"),
         ("dataset_map_fn=alpaca_map_fn", "dataset_map_fn='alpca_map_fn'", "there is no map function alpca_map_fn"),
         ("max_length=max_length", "max_lenght=max_length", "Did you write max_lenght for max_length?"),
         ("default_hooks = dict(", "default_hooks = dict(ema=dict(type='EMAHook'),", "there is no default hook ema"),
         ("system=SYSTEM", "system=3", "it must be a text. Write system='...'."),
-        ("type=DatasetInfoHook", "type='my.Mine'", "docs/design.md, 'To add something'"),
+        ("type=DatasetInfoHook", "type='DatasetInfHook'", "Did you mean DatasetInfoHook?"),
         ("every_n_iters=", "generation_kwargs=dict(top_k=5), every_n_iters=", "top_k=5 cannot be followed"),
-        ("log_processor = dict(by_epoch=False)", "framework = 'huggingface'", "HuggingFace Trainer"),
+        ("log_processor = dict(by_epoch=False)", "framework = 'lightning'", "framework is 'lightning'"),
     ],
 )
 def test_mistakes_say_file_and_line(old: str, new: str, said: str) -> None:
@@ -309,10 +305,63 @@ def test_no_remote_code_whatever_the_config_says() -> None:
 
 
 def test_the_tables_name_what_exists() -> None:
-    assert set(vocabulary.MAP_FUNCTIONS.values()) <= set(FORMATS)
+    assert set(vocabulary.MAP_FUNCTIONS.values()) <= {*FORMATS, *PAIR_FORMATS}
     assert set(vocabulary.OPTIMISERS.values()) <= set(OPTIMISERS)
     assert set(vocabulary.OPTIMISERS) <= set(vocabulary.WORDS)
     assert "throughput" in CALLBACKS
-    assert not set(vocabulary.WORDS) & set(vocabulary.LATER)
-    for word, argument in vocabulary.HARMLESS:
+    assert set(BACKENDS.values()) - {None} <= set(CALLBACKS)
+    for word, argument in HARMLESS:
         assert word in {**vocabulary.WORDS, **dict.fromkeys(PARTS)}, argument
+
+
+# every address that configs of 0.1.9, 0.1.17, 0.1.21 and 0.1.23 import from
+ADDRESSES = """
+bitsandbytes.optim: PagedAdamW32bit
+datasets: load_dataset
+mmengine.dataset: DefaultSampler
+mmengine.hooks: CheckpointHook DistSamplerSeedHook IterTimerHook LoggerHook ParamSchedulerHook
+mmengine.optim: AmpOptimWrapper CosineAnnealingLR LinearLR
+modelscope.msdatasets: MsDataset
+peft: LoraConfig
+torch.optim: AdamW
+torch.utils.data: BatchSampler
+transformers: AutoModelForCausalLM AutoTokenizer BitsAndBytesConfig CLIPImageProcessor CLIPVisionModel LlamaTokenizer
+transformers: MistralForCausalLM Trainer TrainingArguments
+xtuner.dataset: ConcatDataset InternVL_V1_5_Dataset LLaVADataset MOSSSFTDataset process_hf_dataset process_ms_dataset
+xtuner.dataset.collate_fns: default_collate_fn mmlu_collate_fn
+xtuner.dataset.collate_fns.preference_collate_fn: preference_collate_fn
+xtuner.dataset.intern_repo: build_packed_dataset load_intern_repo_tokenized_dataset
+xtuner.dataset.intern_repo: load_intern_repo_untokenized_dataset
+xtuner.dataset.map_fns: alpaca_map_fn alpaca_zh_map_fn arxiv_map_fn code_alpaca_map_fn colors_map_fn
+xtuner.dataset.map_fns: crime_kg_assitant_map_fn default_map_fn law_reference_map_fn llava_map_fn medical_map_fn
+xtuner.dataset.map_fns: msagent_react_map_fn oasst1_map_fn openai_map_fn openorca_map_fn pretrain_map_fn sql_map_fn
+xtuner.dataset.map_fns: stack_exchange_map_fn template_map_fn_factory tiny_codes_map_fn wizardlm_map_fn
+xtuner.dataset.preference_dataset: build_preference_dataset load_jsonl_dataset orpo_dpo_mix_40k_map_fn
+xtuner.dataset.refcoco_json: InvRefCOCOJsonDataset RefCOCOJsonDataset
+xtuner.dataset.samplers: InternRepoSampler LengthGroupedSampler
+xtuner.engine: DatasetInfoHook EvaluateChatHook ThroughputHook VarlenAttnArgsToMessageHubHook
+xtuner.engine.hooks: DatasetInfoHook EvaluateChatHook HFCheckpointHook ThroughputHook VarlenAttnArgsToMessageHubHook
+xtuner.engine.runner: TrainLoop
+xtuner.evaluation: MMLUMetric
+xtuner.model: InternVL_V1_5 LLaVAModel SupervisedFinetune
+xtuner.model.dpo: DPO
+xtuner.model.orpo: ORPO
+xtuner.model.reward: RewardModel
+xtuner.model.transformers_models.deepseek_v2: DeepseekV2ForCausalLM
+xtuner.parallel.sequence: SequenceParallelSampler
+xtuner.utils: PROMPT_TEMPLATE SYSTEM_TEMPLATE
+"""
+
+
+def test_every_address_is_known() -> None:
+    pairs = [line.split(": ") for line in ADDRESSES.strip().splitlines()]
+    addresses = [f"{module}.{name}" for module, names in pairs for name in names.split()]
+    assert len(addresses) == len(set(addresses)) == 84
+    for address in addresses:
+        name = address.rpartition(".")[2]
+        ways = [Ref(address), Ref(f"{address}.from_pretrained"), Ref(f"{address}.load")]
+        assert (
+            any(vocabulary.word_of(way) for way in (*ways, *map(str, ways)))
+            or name in vocabulary.MAP_FUNCTIONS
+            or vocabulary.name_in(Ref(f"{address}.default"), name) == "default"
+        ), address

@@ -6,10 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from xtuner.model import register
-from xtuner.model.families.internlm2 import InternLM2Config, InternLM2ForCausalLM
+from xtuner.model.attention import PACKED, packing_arguments
+from xtuner.model.families.internlm2 import InternLM2Config, InternLM2ForCausalLM, InternLM2ForRewardModel
+from xtuner.ops.packing import Packing
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "internlm2"
 ATOL = 1e-4
@@ -20,7 +28,7 @@ def golden():
     return load_file(GOLDEN / "golden.safetensors")
 
 
-@pytest.fixture(params=["eager", "sdpa", "xtuner_packed"])
+@pytest.fixture(params=["eager", "sdpa", PACKED])
 def model(request):
     register.register_families()
     return AutoModelForCausalLM.from_pretrained(GOLDEN, attn_implementation=request.param, dtype=torch.float32)
@@ -133,3 +141,59 @@ def test_config_round_trip(tmp_path):
     again = AutoConfig.from_pretrained(tmp_path)
     again.architectures = config.architectures = None
     assert again.to_diff_dict() == config.to_diff_dict()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", PACKED])
+@pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForSequenceClassification])
+def test_rewards_equal_the_original(auto_class, attention, tmp_path):
+    register.register_families()
+    folder = GOLDEN.parent / "internlm2_reward"
+    model = auto_class.from_pretrained(folder, attn_implementation=attention, trust_remote_code=True)
+    assert type(model) is InternLM2ForRewardModel
+    expected = load_file(folder / "golden.safetensors")
+    with torch.no_grad():
+        for case in ("seq7", "seq33", "right_pad", "left_pad"):
+            given = {key: expected[f"{case}.{key}"] for key in ("input_ids", "attention_mask")}
+            torch.testing.assert_close(model(**given).logits, expected[f"{case}.logits"], atol=ATOL, rtol=0)
+        states = model(expected["seq7.input_ids"], output_hidden_states=True)
+    torch.testing.assert_close(states.logits, expected["seq7.logits"], atol=ATOL, rtol=0)
+    torch.testing.assert_close(torch.stack(states.hidden_states), expected["seq7.hidden_states"], atol=ATOL, rtol=0)
+    model.save_pretrained(tmp_path)
+    ours, theirs = load_file(tmp_path / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert sorted(ours) == sorted(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_conversation_is_judged_at_the_reward_token():
+    model = InternLM2ForRewardModel.from_pretrained(GOLDEN.parent / "internlm2_reward")
+    tokenizer = AutoTokenizer.from_pretrained(GOLDEN)
+    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
+    ids = tokenizer.encode(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)
+    with torch.no_grad():
+        expected = model(torch.tensor([[*ids, 750]])).logits.item()
+    assert model.get_score(tokenizer, messages) == pytest.approx(expected)
+
+
+def test_dynamic_rope_says_the_same_with_and_without_a_cache():
+    """Cached keys are turned anew when the sequence grows beyond the limit. One layer: what stands in the cache of the
+    next ones has seen the shorter sequence."""
+    model = make(rope_scaling={"type": "dynamic", "factor": 2.0}, max_position_embeddings=8, num_hidden_layers=1)
+    ids = torch.randint(40, (1, 20))
+    with torch.no_grad():
+        cache = model(ids[:, :6], use_cache=True).past_key_values
+        for n in range(6, 20):
+            last = model(ids[:, n : n + 1], past_key_values=cache, use_cache=True).logits[0, -1]
+            torch.testing.assert_close(last, model(ids[:, : n + 1]).logits[0, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_dynamic_rope_is_a_function_of_each_packed_segment():
+    model = make(rope_scaling={"type": "dynamic", "factor": 2.0}, max_position_embeddings=8)
+    model.set_attn_implementation(PACKED)
+    lengths = [12, 5, 20]
+    rows = [torch.randint(40, (1, length)) for length in lengths]
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    borders = packing_arguments(Packing.from_lengths(lengths))
+    with torch.no_grad():
+        alone = torch.cat([model(row).logits for row in rows], dim=1)
+        packed = model(torch.cat(rows, dim=1), position_ids=positions, use_cache=False, **borders).logits
+    torch.testing.assert_close(packed, alone, atol=1e-5, rtol=1e-5)

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
 from xtuner.errors import UserError
-from xtuner.model.attention import PACKED, check_packing, packing_arguments
+from xtuner.model.attention import PACKED, attend, check_attention, check_packing, packing_arguments
 from xtuner.ops.packing import Packing
 
 SIZES = {
@@ -114,10 +114,47 @@ def test_check_refuses_models_that_leak(dtype):
 
 
 def test_features_we_do_not_know_are_refused():
-    model = Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, attn_implementation=PACKED))
-    with pytest.raises(UserError, match=r"soft cap.*attention: eager"):
-        check_packing(model)
-    check_packing(Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, attn_implementation="eager")))
+    states = torch.zeros(1, 2, 3, 8)
+    with pytest.raises(UserError, match=r"position bias.*attention: eager"):
+        attend(torch.nn.Module(), states, states, states, None, position_bias=torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("implementation", [PACKED, "eager"])
+def test_a_soft_cap_holds_with_padding_and_cache(implementation):
+    config = Gemma2Config(**SIZES, head_dim=8, query_pre_attn_scalar=8, attn_logit_softcapping=2.0, sliding_window=3)
+    models = []
+    for name in ("eager", implementation):
+        torch.manual_seed(0)
+        config._attn_implementation = name
+        models.append(Gemma2ForCausalLM(config).eval())
+    ids = torch.randint(3, 90, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    eager, ours = (model.generate(ids, **options) for model in models)
+    assert torch.equal(ours, eager)
+
+
+class Shortened(MistralForCausalLM):
+    """A model that leaves something out unless its attention is eager."""
+
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        if self.config._attn_implementation != "eager":
+            out.logits = out.logits + torch.linspace(-1, 1, out.logits.shape[-1]) * out.logits.std()
+        return out
+
+
+@pytest.mark.parametrize(("implementation", "name"), [(PACKED, "packed"), ("sdpa", "sdpa")])
+def test_attention_is_compared_with_the_formula(implementation, name):
+    config = MistralConfig(**SIZES, head_dim=8, sliding_window=3, attn_implementation=implementation)
+    model = Shortened(config).train()
+    with pytest.raises(UserError, match=rf"The {name} attention leaves out something.*model\.attention=eager"):
+        check_attention(model)
+    assert model.config._attn_implementation == implementation
+    assert model.training
+    for dtype in (torch.float32, torch.bfloat16):
+        check_attention(MistralForCausalLM(config).to(dtype))
 
 
 def test_check_leaves_the_model_as_it_was(tmp_path):

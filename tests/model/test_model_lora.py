@@ -3,6 +3,7 @@
 import json
 from contextlib import nullcontext
 
+import old_files
 import pytest
 import tiny
 import torch
@@ -10,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import Linear as PeftLinear
 
 from xtuner.checkpoint.adapter import file_name, write_adapter
+from xtuner.checkpoint.path import is_state
 from xtuner.config.spec import LoraSpec, ModelSpec, QuantSpec
 from xtuner.errors import UserError
 from xtuner.model.load import load_base, load_model
@@ -255,3 +257,21 @@ def test_add_lora_starts_as_the_base(folder, autocast):
     with context:
         plain = logits(base(folder))
         torch.testing.assert_close(logits(add_lora(base(folder), LoraSpec(r=4))), plain)
+
+
+@pytest.mark.parametrize("name", ["iter_3.pth", "global_step3", "saved"])
+def test_a_deepspeed_folder_is_an_adapter_whatever_it_is_called(name, folder, tmp_path):
+    model = shake(adapted(folder))
+    old_files.write_zero(tmp_path / name, [trainable_state(model)], world=2, stage=2)
+    assert is_state(str(tmp_path / name))
+    torch.testing.assert_close(logits(adapted(folder, adapter=str(tmp_path / name))), logits(model))
+
+
+def test_a_folder_of_torchs_own_checkpoints_is_a_state_and_an_adapter_is_none(tmp_path):
+    (tmp_path / "dcp").mkdir()
+    (tmp_path / "dcp" / ".metadata").write_bytes(b"")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "adapter_config.json").write_text("{}")
+    assert is_state(str(tmp_path / "dcp"))
+    assert not is_state(str(tmp_path / "hf"))
+    assert not is_state(str(tmp_path / "nowhere"))

@@ -41,6 +41,42 @@ def test_segments_see_themselves_only(lengths, window, value_size):
         torch.testing.assert_close(grad, reference)
 
 
+def by_hand(query, key, value, allowed, softcap, sinks):
+    """Query by query and key by key, as the papers write it."""
+    heads, queries, groups = query.shape[1], query.shape[2], query.shape[1] // key.shape[1]
+    out = torch.zeros(1, heads, queries, value.shape[3])
+    for head in range(heads):
+        for place in range(queries):
+            scores = SCALE * key[0, head // groups] @ query[0, head, place]
+            scores = torch.tanh(scores / softcap) * softcap if softcap else scores
+            weights = scores.exp() * allowed[place]
+            rest = sinks[head].exp() if sinks is not None else 0
+            out[0, head, place] = weights @ value[0, head // groups] / (weights.sum() + rest)
+    return out
+
+
+@pytest.mark.parametrize("softcap", [None, 0.5])
+@pytest.mark.parametrize("sinks", [None, torch.tensor([0.3, -1.0, 2.0, 0.0])])
+@pytest.mark.parametrize("window", [None, 3])
+def test_soft_caps_and_sinks(softcap, sinks, window):
+    lengths = [5, 1, 9]
+    tensors, packing = states(15, value_size=4), Packing.from_lengths(lengths)
+    out = packed_attention(
+        *tensors, packing.cu_seqlens, packing.max_seqlen, scale=SCALE, window=window, softcap=softcap, sinks=sinks
+    )
+    torch.testing.assert_close(out, by_hand(*tensors, block_mask(lengths, window), softcap, sinks))
+
+
+def test_soft_caps_and_sinks_know_dropout():
+    torch.manual_seed(0)
+    tensors = states(6)
+    options = {"scale": SCALE, "softcap": 1.0, "sinks": torch.zeros(4)}
+    plain = causal_attention(*tensors, **options)
+    dropped = torch.stack([causal_attention(*tensors, dropout=0.5, **options) for _ in range(2000)])
+    assert (dropped.std(0) > 0).all()
+    torch.testing.assert_close(dropped.mean(0), plain, atol=0.15, rtol=0)
+
+
 @pytest.mark.parametrize(("queries", "keys"), [(1, 9), (4, 9), (9, 9)])
 @pytest.mark.parametrize("window", [None, 3])
 def test_queries_stand_at_the_end_of_the_keys(queries, keys, window):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from xtuner.ops.lora_linear import lora_linear, reference_lora_linear
+from xtuner.ops.lora_linear import DenseWeight, lora_linear, reference_lora_linear
 
 
 def make(rows=(3, 5), size=12, out=7, rank=4, dtype=torch.float32):
@@ -18,7 +18,7 @@ def make(rows=(3, 5), size=12, out=7, rank=4, dtype=torch.float32):
 
 def run(function, inputs, weight, bias, lora_a, lora_b, dropout=0.0, dtype=torch.float32):
     torch.manual_seed(1)
-    out = function(inputs, weight.to, bias, lora_a, lora_b, scaling=0.7, dropout=dropout, dtype=dtype)
+    out = function(inputs, DenseWeight(weight), bias, lora_a, lora_b, scaling=0.7, dropout=dropout, dtype=dtype)
     pull = torch.linspace(-1, 1, out.numel()).view(out.shape).to(out.dtype)
     return out, torch.autograd.grad((out * pull).sum(), [inputs, lora_a, lora_b])
 
@@ -49,7 +49,9 @@ def test_half_precision_keeps_gradients_of_the_adapter_in_fp32():
 
 def test_input_without_gradient():
     inputs, weight, bias, lora_a, lora_b = make()
-    out = lora_linear(inputs.detach(), weight.to, bias, lora_a, lora_b, scaling=1.0, dropout=0.0, dtype=torch.float32)
+    out = lora_linear(
+        inputs.detach(), DenseWeight(weight), bias, lora_a, lora_b, scaling=1.0, dropout=0.0, dtype=torch.float32
+    )
     out.sum().backward()
     assert lora_a.grad is not None
     assert inputs.grad is None
@@ -59,14 +61,19 @@ def test_keeps_the_input_once_and_never_the_weight():
     inputs, weight, bias, lora_a, lora_b = make(rows=(50,), size=64, out=128, rank=2)
     fetched, kept = [], []
 
-    def fetch(dtype):
-        fetched.append(dtype)
-        return weight.clone()
+    class Watched(DenseWeight):
+        def multiply(self, rows):
+            fetched.append("forward")
+            return DenseWeight(self.weight.clone()).multiply(rows)
+
+        def pull_back(self, grads):
+            fetched.append("backward")
+            return DenseWeight(self.weight.clone()).pull_back(grads)
 
     with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        out = lora_linear(inputs, fetch, bias, lora_a, lora_b, scaling=1.0, dropout=0.0, dtype=torch.float32)
+        out = lora_linear(inputs, Watched(weight), bias, lora_a, lora_b, scaling=1.0, dropout=0.0, dtype=torch.float32)
     own = [tensor for tensor in kept if tensor is not lora_a and tensor is not lora_b]
     assert sum(tensor.numel() for tensor in own) == 50 * 64 + 50 * 2
-    assert len(fetched) == 1
+    assert fetched == ["forward"]
     out.sum().backward()
-    assert len(fetched) == 2
+    assert fetched == ["forward", "backward"]

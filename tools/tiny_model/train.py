@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tiny_model.encode import Tokens
+from tiny_model.settle import settle
 from xtuner.dataset.batch import IGNORE
 from xtuner.model.families.internlm2 import InternLM2Config, InternLM2ForCausalLM
 
@@ -117,3 +118,4 @@ def train_model(
             )
     model.config.use_cache = True
     model.to("cpu", torch.bfloat16).eval().save_pretrained(folder)
+    settle(folder)

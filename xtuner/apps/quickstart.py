@@ -174,14 +174,14 @@ def write_mark(folder: Path, name: str, author: str, lang: Lang) -> None:
 def build_spec(work_dir: Path, max_iters: int | None = None) -> RunSpec:
     """Describe the training. The numbers are tuned for the built-in model: a real one wants a tenth of the rate."""
     return RunSpec(
-        model=ModelSpec(path=str(built_in_model()), lora=LoraSpec(r=16, alpha=32), recompute=False),
+        model=ModelSpec(path=str(built_in_model()), lora=LoraSpec(r=16, alpha=32), recompute="none"),
         data=DataSpec(
             train=[SourceSpec(path=str(work_dir / DATA))],
             template="internlm2_chat",
             max_length=1024,
             cache=str(work_dir / RUN / "cache"),
         ),
-        optim=OptimSpec(lr=3e-3),
+        optim=OptimSpec(lr=1e-4),
         schedule=ScheduleSpec(warmup=0.1),
         loop=LoopSpec(epochs=3, max_iters=max_iters, log_every=10),
         checkpoint=CheckpointSpec(every=None, keep=1),

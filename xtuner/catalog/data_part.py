@@ -6,7 +6,7 @@ from typing import Any
 from xtuner.catalog.mmlu import mmlu_data
 from xtuner.catalog.page import Page, TextPage
 from xtuner.catalog.settings import path_variable, variable
-from xtuner.catalog.sources import SOURCES, Source
+from xtuner.catalog.sources import SOURCES, SourceRow
 from xtuner.catalog.text import Call, assign, call, write
 
 PACKED = ("use_varlen_attn", "use_varlen_attn")
@@ -75,7 +75,7 @@ def data(page: TextPage) -> str:
     return "\n\n".join(blocks)
 
 
-def data_set(page: TextPage, row: Source, path: str) -> Call:
+def data_set(page: TextPage, row: SourceRow, path: str) -> Call:
     """Write one data set; `path` is the variable that holds its place."""
     if row.kind == "MOSSSFTDataset":
         return call(

@@ -3,7 +3,7 @@
 from xtuner.catalog.mmlu import mmlu_settings
 from xtuner.catalog.page import Page, TextPage
 from xtuner.catalog.questions import AGENT, PICTURE, QUESTIONS
-from xtuner.catalog.sources import SOURCES, Source
+from xtuner.catalog.sources import SOURCES, SourceRow
 from xtuner.catalog.text import number, texts
 
 
@@ -95,12 +95,12 @@ def asking(page: Page) -> list[str]:
     return [*lines, texts("evaluation_inputs", QUESTIONS[page.questions])]
 
 
-def path_variable(row: Source, alone: bool) -> str:
+def path_variable(row: SourceRow, alone: bool) -> str:
     """Return the name of the variable that holds the place of the rows."""
     kept = row.alone or row.keeps_path or not row.path_variable.endswith("_path")
     return "data_path" if alone and not kept else row.path_variable
 
 
-def variable(row: Source, alone: bool) -> str:
+def variable(row: SourceRow, alone: bool) -> str:
     """Return the name of the variable that holds the data set."""
     return "train_dataset" if alone and not row.alone else row.variable

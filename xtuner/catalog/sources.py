@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceRow:
     """One data set. `variable` and `path_variable` are the names that it has in a config."""
 
     variable: str
@@ -32,25 +32,25 @@ JSON_FILES = (("path", "'json'"), ("data_files", "{path}"))
 FILES = ("/path/to/json/file.json",)
 
 
-def single(path: str, map_function: str | None, loader: tuple[tuple[str, str], ...] = HUB) -> Source:
+def single(path: str, map_function: str | None, loader: tuple[tuple[str, str], ...] = HUB) -> SourceRow:
     """Make a row of a data set that is used alone."""
-    return Source("train_dataset", "data_path", path, map_function, loader)
+    return SourceRow("train_dataset", "data_path", path, map_function, loader)
 
 
-def own_files(map_function: str | None) -> Source:
+def own_files(map_function: str | None) -> SourceRow:
     """Make a row of the user's own files."""
-    return Source("train_dataset", "data_files", FILES, map_function, JSON_FILES)
+    return SourceRow("train_dataset", "data_files", FILES, map_function, JSON_FILES)
 
 
-def moss(variable: str, path: str) -> Source:
+def moss(variable: str, path: str) -> SourceRow:
     """Make a row of MOSS data."""
-    return Source(variable, f"{variable}_path", path, "", (), keeps_path=True, kind="MOSSSFTDataset")
+    return SourceRow(variable, f"{variable}_path", path, "", (), keeps_path=True, kind="MOSSSFTDataset")
 
 
-def packed(loader: str, *arguments: tuple[str, str], path: str = "/path/to/sft/data/folder") -> Source:
+def packed(loader: str, *arguments: tuple[str, str], path: str = "/path/to/sft/data/folder") -> SourceRow:
     """Make a row of a folder of the InternLM team."""
     kind = "build_packed_dataset"
-    return Source("train_dataset", "dataset_folder", path, None, arguments, kind=kind, loader_type=loader)
+    return SourceRow("train_dataset", "dataset_folder", path, None, arguments, kind=kind, loader_type=loader)
 
 
 ORDER = ("data_order_path", "None")
@@ -74,25 +74,25 @@ BOOK_FILES = (
     "a00cc39a4ee65ab6",
 )
 
-SOURCES: dict[str, Source] = {
-    "alpaca": Source("alpaca_en", "alpaca_en_path", "tatsu-lab/alpaca", "alpaca_map_fn", alone=True),
-    "alpaca_zh": Source(
+SOURCES: dict[str, SourceRow] = {
+    "alpaca": SourceRow("alpaca_en", "alpaca_en_path", "tatsu-lab/alpaca", "alpaca_map_fn", alone=True),
+    "alpaca_zh": SourceRow(
         "alpaca_zh", "alpaca_zh_path", "silk-road/alpaca-data-gpt4-chinese", "alpaca_zh_map_fn", alone=True
     ),
     "alpaca_alone": single("tatsu-lab/alpaca", "alpaca_map_fn"),
     # Chinese rows under the English name: as the configs of MiniCPM have it
-    "alpaca_zh_as_en": Source(
+    "alpaca_zh_as_en": SourceRow(
         "alpaca_en", "alpaca_en_path", "silk-road/alpaca-data-gpt4-chinese", "alpaca_zh_map_fn", alone=True
     ),
-    "oasst1": Source("oasst1", "oasst1_path", "timdettmers/openassistant-guanaco", "oasst1_map_fn"),
-    "crime": Source(
+    "oasst1": SourceRow("oasst1", "oasst1_path", "timdettmers/openassistant-guanaco", "oasst1_map_fn"),
+    "crime": SourceRow(
         "crime_kg_assitant",
         "crime_kg_assitant_path",
         "./data/CrimeKgAssitant清洗后_52k.json",
         "crime_kg_assitant_map_fn",
         JSON_FILE,
     ),
-    "law": Source(
+    "law": SourceRow(
         "law_reference_data",
         "law_reference_data_path",
         "./data/训练数据_带法律依据_92k.json",
@@ -108,7 +108,7 @@ SOURCES: dict[str, Source] = {
     "tiny_codes": single("nampdn-ai/tiny-codes", "tiny_codes_map_fn"),
     "wizardlm": single("WizardLM/WizardLM_evol_instruct_V2_196k", "wizardlm_map_fn"),
     "skypile": single("Skywork/SkyPile-150B", "pretrain_map_fn"),
-    "medical": Source(
+    "medical": SourceRow(
         "train_dataset",
         "data_path",
         "shibing624/medical",
@@ -122,7 +122,7 @@ SOURCES: dict[str, Source] = {
         (*HUB, ("data_dir", "'data/finetune'"), ("split", "'train'")),
     ),
     "json": single("path/to/your/json_data", "", JSON_FILE),
-    "msagent": Source(
+    "msagent": SourceRow(
         "train_dataset",
         "data_path",
         "damo/MSAgent-Bench",
@@ -144,7 +144,7 @@ SOURCES: dict[str, Source] = {
         "./data/conversations_with_tools_with_inner_instruction_no_text2image_train_all_random_meta0.5_0.1_0.01"
         "_moss_0709.jsonl",
     ),
-    "books": Source(
+    "books": SourceRow(
         "train_dataset",
         "data_path",
         "emozilla/pg_books-tokenized-bos-eos-chunked-65536",

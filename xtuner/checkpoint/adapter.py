@@ -1,7 +1,7 @@
 """LoRA adapters on disk, in the folder layout of PEFT (adapter_config.json, adapter_model.*, a model card)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,42 +9,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from xtuner.checkpoint.folder import fresh_folder, writing
+from xtuner.checkpoint.model_folder import ADAPTER_CONFIG, read_adapter_config
 from xtuner.checkpoint.shards import load_bin, reading, save_tensors
 from xtuner.errors import UserError
 
-CONFIG = "adapter_config.json"
 WEIGHTS_SAFE = "adapter_model.safetensors"
 WEIGHTS_BIN = "adapter_model.bin"
 CHAT_TEMPLATE = "chat_template.jinja"
+BASE_CHANGES = "base_changes.json"
+"""What config.json of the base must say differently under an adapter, such as stretched positions."""
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the base model's modules."""
-
-
-def is_adapter(folder: Path | str) -> bool:
-    """Whether the folder holds a PEFT adapter."""
-    return (Path(folder) / CONFIG).is_file()
-
-
-def read_adapter_config(folder: Path | str) -> dict[str, Any]:
-    """Read adapter_config.json.
-
-    Raises:
-        UserError: missing, not JSON, or not LoRA.
-    """
-    file = Path(folder) / CONFIG
-    if not file.is_file():
-        raise UserError(
-            f"There is no adapter in {folder} ({CONFIG} is missing).",
-            "Give the folder that `xtuner convert pth_to_hf` wrote, or <run folder>/adapter.",
-        )
-    try:
-        config = json.loads(file.read_text("utf-8"))
-        kind = str(config.get("peft_type", "LORA"))
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{file} is not a JSON object ({error}).", "Copy or download the adapter again.") from error
-    if kind.upper() != "LORA":
-        raise UserError(f"{folder} is an adapter of the kind {kind}; only LoRA is supported.", "Use a LoRA adapter.")
-    return config
 
 
 def read_adapter(folder: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -61,7 +36,7 @@ def read_adapter(folder: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]
     if (folder / WEIGHTS_BIN).is_file():
         return config, load_bin(folder / WEIGHTS_BIN, mapped=False)
     raise UserError(
-        f"{folder} has an {CONFIG} and no weights ({WEIGHTS_SAFE} or {WEIGHTS_BIN}).",
+        f"{folder} has an {ADAPTER_CONFIG} and no weights ({WEIGHTS_SAFE} or {WEIGHTS_BIN}).",
         "Copy or download the adapter again.",
     )
 
@@ -74,26 +49,52 @@ def write_adapter(
     *,
     chat_template: str | None = None,
     extra: Mapping[str, str] | None = None,
+    base_changes: Mapping[str, Any] | None = None,
+    add: Callable[[Path], object] | None = None,
 ) -> None:
     """Write a PEFT folder, whole or not at all.
 
     `config` are the fields of a PEFT `LoraConfig`; `tensors` carry the names of the file (`file_name`).
-    `chat_template` (Jinja) is the template that the adapter was trained with; `extra` are further text files.
+    `chat_template` (Jinja) is the template that the adapter was trained with; `extra` are further text files, and
+    `base_changes` what config.json of the base must say differently under it. `add` puts more into the folder.
 
     Raises:
         UserError: `folder` is a file or cannot be written, or the disk is full.
     """
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", **config, "inference_mode": True}
     config = {key: sorted(value) if isinstance(value, set | frozenset) else value for key, value in config.items()}
-    texts = {CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n", "README.md": render_card(config)}
+    texts = {ADAPTER_CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n", "README.md": render_card(config)}
     if chat_template is not None:
         texts[CHAT_TEMPLATE] = chat_template
+    if base_changes:
+        texts[BASE_CHANGES] = json.dumps(base_changes, indent=2) + "\n"
+        texts["README.md"] += f"\nUnder it config.json of the base says: `{json.dumps(base_changes)}`\n"
     with fresh_folder(Path(folder)) as aside:
         plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         save_tensors(aside / (WEIGHTS_SAFE if safe else WEIGHTS_BIN), plain, safe=safe)
         with writing(Path(folder)):
+            if add is not None:
+                add(aside)
             for name, text in {**texts, **(extra or {})}.items():
                 (aside / name).write_text(text, "utf-8")
+
+
+def read_base_changes(folder: Path | str) -> dict[str, Any]:
+    """Return what config.json of the base must say differently under the adapter in `folder`.
+
+    Raises:
+        UserError: the file is no JSON object.
+    """
+    file = Path(folder) / BASE_CHANGES
+    if not file.is_file():
+        return {}
+    try:
+        changes = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON: {error}.", "Copy the adapter again.") from error
+    if not isinstance(changes, dict) or changes.keys() - {"rope_scaling", "rope_parameters"}:
+        raise UserError(f"{file} does not say how positions are stretched.", "Copy the adapter again.")
+    return changes
 
 
 def file_name(name: str) -> str | None:

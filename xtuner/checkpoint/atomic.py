@@ -1,6 +1,7 @@
 """Files that are whole or not there: written aside, flushed to the disk, then renamed."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,4 +49,7 @@ def sync_folder(folder: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Delete what killed writers left in `folder`; must not run while another process writes there."""
     for file in folder.glob(f".*{ASIDE}"):
-        file.unlink(missing_ok=True)
+        if file.is_dir():
+            shutil.rmtree(file)
+        else:
+            file.unlink(missing_ok=True)

@@ -1,6 +1,10 @@
 """Where the files of a model are: a folder that was given, or a copy of a hub's that is fetched when needed."""
 
+import sys
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from xtuner.errors import UserError
 from xtuner.network import hub_is_reachable
@@ -8,6 +12,27 @@ from xtuner.network import hub_is_reachable
 SMALL = ["*.json", "*.model", "*.txt", "*.py", "*.jinja", "*.tiktoken", "*.vocab", "*.bpe", "LICENSE*", "NOTICE*"]
 WEIGHTS = (["*.safetensors"], ["*.bin"])
 """Tried in this order: whoever has safetensors needs nothing else."""
+NEVER = ["*/*.safetensors", "*/*.bin", "consolidated*"]
+"""The same weights again, in layouts of other programs."""
+
+
+class DownloadBar(tqdm):
+    """The bytes of a download, on terminals alone, gone when all are here.
+
+    The library makes several bars of the class it is given: of files, of bytes on their way, of bytes that are here.
+    The last kind is shown. This is not the library's own class, because the switch of that one, which
+    `log.quiet_libraries` turns, is for all bars of the library.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        hidden = options.get("unit") != "B" or options.get("desc") == "Downloading bytes" or not sys.stderr.isatty()
+        options.pop("bar_format", None)
+        super().__init__(*args, **{**options, "desc": "Downloading", "disable": hidden, "leave": False, "delay": 0.5})
+
+    def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
+        """Take the library's last word as the end; otherwise keep to ours."""
+        if desc is not None and desc.endswith(" complete"):
+            self.close()
 
 
 def find_folder(path: Path | str, *, weights: bool) -> Path:
@@ -27,9 +52,17 @@ def find_folder(path: Path | str, *, weights: bool) -> Path:
 
     offline = not hub_is_reachable()
     try:
-        found = Path(snapshot_download(text, allow_patterns=SMALL, local_files_only=offline))
+        found = Path(snapshot_download(text, allow_patterns=SMALL, local_files_only=offline, tqdm_class=DownloadBar))
         for patterns in WEIGHTS if weights else ():
-            found = Path(snapshot_download(text, allow_patterns=patterns, local_files_only=offline))
+            found = Path(
+                snapshot_download(
+                    text,
+                    allow_patterns=patterns,
+                    ignore_patterns=NEVER,
+                    local_files_only=offline,
+                    tqdm_class=DownloadBar,
+                )
+            )
             if any(found.glob(patterns[0])):
                 break
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:

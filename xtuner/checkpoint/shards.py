@@ -1,9 +1,7 @@
 """Weights on disk: one tensor at a time out of and into (sharded) safetensors or .bin files, in bounded memory."""
 
-import errno
 import json
 import os
-import pickle
 import re
 import zipfile
 from abc import ABC, abstractmethod
@@ -19,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xtuner.checkpoint.folder import writing
+from xtuner.checkpoint.pth import load_pth
 from xtuner.errors import UserError
 
 # in the order in which transformers looks for them
@@ -95,10 +94,9 @@ def reading(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        # torch seeks to where the end of a cut zip file should be, which is an OSError with EINVAL
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} is cut short or is no weight file.", "Copy or download it again.") from error
 
 
@@ -214,10 +212,10 @@ def load_bin(path: Path, *, mapped: bool = True) -> dict[str, Tensor]:
         UserError: cut short, or something else than a dictionary of tensors.
     """
     with reading(path):
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        tensors = load_pth(path)
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise UserError(f"{path} does not hold plain tensors.", "Give the weights as transformers or PEFT save them.")
-    return tensors
+    return tensors if mapped else {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 class ShardWriter:

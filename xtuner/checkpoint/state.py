@@ -1,9 +1,8 @@
-"""The `.pth` file of a run: written so that it is never half there, read so that no code comes out of it."""
+"""The checkpoint of a run: written so that it is never half there; read, of any version, so that no code comes out."""
 
-import errno
-import pickle
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,20 @@ import torch
 from torch import Tensor
 
 from xtuner.checkpoint.atomic import whole_file
+from xtuner.checkpoint.dcp import is_dcp, load_dcp
+from xtuner.checkpoint.path import no_checkpoint, strip_colon
+from xtuner.checkpoint.pth import load_pth
+from xtuner.checkpoint.pth_pickle import Foreign
+from xtuner.checkpoint.weights import LazyWeights
+from xtuner.checkpoint.zero import find_zero, load_zero
 from xtuner.errors import UserError
 
 POINTER = "last_checkpoint"
 """A text file in the work dir: the absolute path of the newest checkpoint, without a newline."""
+
+WRAPPER = "module."
+REFERENCE = "ref_llm."
+COMPUTED = (".inv_freq",)
 
 PLAIN = (str, int, float, bool, type(None), Tensor)
 
@@ -34,45 +43,71 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read a `.pth` file; tensors stay on the disk until they are touched, and land on the CPU.
+    """Read a checkpoint of any version of XTuner: a `.pth` file, or a folder of DeepSpeed (ZeRO 1 to 3, any number of
+    processes) or of `torch.distributed.checkpoint`.
 
-    A colon at the end of `path` is dropped: `ls -t` prints folders that way and people paste it.
+    Nothing in it is run. Tensors of a file stay on the disk until they are touched; those of a folder are under
+    `state_dict`, and put together each time they are asked for. Objects of classes that are not known here are
+    `pth_pickle.Foreign`. A colon at the end of `path` is dropped (`strip_colon`).
 
     Raises:
-        UserError: no such file, cut short, not a checkpoint, or it holds Python objects instead of plain data.
+        UserError: no such file, cut short, incomplete, not a checkpoint, or it asks for something to be run.
     """
     path = strip_colon(path)
+    if not path.exists():
+        raise no_checkpoint(path)
     if path.is_dir():
-        raise UserError(f"{path} is a folder, not a checkpoint file.", "Give a file such as iter_500.pth.")
-    if not path.is_file():
-        raise UserError(f"There is no checkpoint {path}.", "Type: ls -t work_dirs/*/*.pth")
+        if is_dcp(path):
+            return load_dcp(path)
+        zero = find_zero(path)
+        if zero is None:
+            raise UserError(f"{path} is a folder, not a checkpoint file.", "Give a file such as iter_500.pth.")
+        return load_zero(zero)
     try:
-        with open(path, "rb") as file:
-            zipped = file.read(2) == b"PK"
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found is None:
-            raise UserError(f"{path} is not a checkpoint, or it is cut short.", "Use an earlier checkpoint.") from error
-        raise UserError(
-            f"{path} holds Python objects ({found[1]}), which are not opened because opening them runs their code.",
-            "Use a checkpoint written by this version.",
-        ) from error
+        state = load_pth(path)
     except OSError as error:
-        if error.errno == errno.EINVAL:  # torch seeks to where the end of a cut zip file should be
-            raise UserError(f"{path} is cut short.", "Use an earlier checkpoint.") from error
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, ValueError) as error:
         raise UserError(f"{path} is not a checkpoint, or it is cut short.", "Use an earlier checkpoint.") from error
     if not isinstance(state, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(state).__name__}.")
     return state
 
 
-def strip_colon(path: Path) -> Path:
-    """Drop a colon at the end that is not part of the name."""
-    text = str(path)
-    return Path(text[:-1]) if text.endswith(":") and not path.exists() else path
+def load_weights(path: Path) -> Mapping[str, Tensor]:
+    """Read the weights of a checkpoint as `load_state` does, by the names they have in the model that was trained
+    (`llm.base_model...`, `projector.model.0.weight`); take each once.
+
+    `module.`, which wrappers put before all names, is dropped. So are what follows from the config (`inv_freq`) and
+    the frozen copy of the model that 0.1.x saved beside a fully trained DPO model.
+
+    Raises:
+        UserError: as `load_state`; also a checkpoint without weights, or with something else in their place.
+    """
+    content = load_state(path)
+    state = content.get("state_dict", content)
+    if not isinstance(state, LazyWeights):
+        _check_weights(path, state)
+    wrapped = all(name.startswith(WRAPPER) for name in state)
+    names = {name.removeprefix(WRAPPER) if wrapped else name: name for name in state}
+    kept = {name: old for name, old in names.items() if not name.startswith(REFERENCE) and not name.endswith(COMPUTED)}
+    if not kept:
+        raise UserError(f"{path} holds no weights.", "Give a checkpoint such as iter_500.pth.")
+    return LazyWeights({name: partial(state.__getitem__, old) for name, old in kept.items()})
+
+
+def _check_weights(path: Path, state: Any) -> None:
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise UserError(f"{path} holds no state_dict of weights.", "Give a checkpoint such as iter_500.pth.")
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            kind = value.name if isinstance(value, Foreign) else type(value).__name__
+            raise UserError(
+                f"{path} holds no state_dict of weights: {name} is a {kind}.",
+                "Give a checkpoint such as iter_500.pth.",
+            )
+        if value.numel() * value.itemsize > value.untyped_storage().nbytes():
+            raise UserError(f"{path} says that {name} is larger than what is saved of it.", "Use another checkpoint.")
 
 
 def write_pointer(work_dir: Path, checkpoint: Path) -> None:

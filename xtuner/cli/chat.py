@@ -3,9 +3,12 @@
 import argparse
 import contextlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from xtuner.errors import UserError
+from xtuner.errors import ForeignCode, UserError
+
+if TYPE_CHECKING:
+    from xtuner.generate.local import LocalChat
 
 LATER = {
     "llava": "--llava (models that see pictures)",
@@ -48,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto: what the device does best",
     )
     parser.add_argument("--offload-folder", metavar="FOLDER", help="for a model that is larger than the memory")
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the program code of a model whose kind is not known here; its files are named",
+    )
     parser.add_argument("--no-streamer", action="store_true", help="show an answer when it is complete")
     parser.add_argument("--show-special-tokens", action="store_true", help="show them inside answers")
     parser.add_argument(
@@ -77,9 +85,10 @@ def run(args: argparse.Namespace) -> int:
     if args.prompt is None and sys.stdin is None:
         raise UserError("There is no input to read questions from.", "Ask one with --prompt.", exit_code=2)
     from xtuner.apps.repl import ask, talk
+    from xtuner.cli.paths import check_model
     from xtuner.conversation.builtin import find_system
     from xtuner.conversation.chat_model import Sampling
-    from xtuner.generate.load import load_chat
+    from xtuner.generate.source import find_source
 
     sampling = Sampling(
         max_new_tokens=args.max_new_tokens,
@@ -93,17 +102,9 @@ def run(args: argparse.Namespace) -> int:
     system = args.system or ""
     if args.system_template:
         system = find_system(args.system_template, bot_name=args.bot_name or "BOT")
-    to_stderr = args.prompt is not None  # so that `--prompt` writes the answer alone to stdout
-    model = load_chat(
-        args.model,
-        adapter=args.adapter,
-        bits=args.bits,
-        template=args.prompt_template,
-        dtype=args.torch_dtype,
-        offload_folder=args.offload_folder,
-        show_special=args.show_special_tokens,
-        tell=lambda text: print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True),
-    )
+    source = find_source(args.model, args.adapter)
+    check_model(source.model.path, source.model.adapter)
+    model = load(args)
     if system and model.template is not None and model.template.system is None:
         raise UserError(
             f"The template {model.template.name} has no place for a system text.",
@@ -118,6 +119,27 @@ def run(args: argparse.Namespace) -> int:
             import readline  # noqa: F401  # gives `input` line editing and a history
     talk(model, sampling, system=system, bot_name=args.bot_name or "", streaming=not args.no_streamer)
     return 0
+
+
+def load(args: argparse.Namespace) -> "LocalChat":
+    """Load the model that the words name."""
+    from xtuner.generate.load import load_chat  # torch: wrong paths need not wait for it
+
+    to_stderr = args.prompt is not None  # so that `--prompt` writes the answer alone to stdout
+    try:
+        return load_chat(
+            args.model,
+            adapter=args.adapter,
+            bits=args.bits,
+            template=args.prompt_template,
+            dtype=args.torch_dtype,
+            offload_folder=args.offload_folder,
+            show_special=args.show_special_tokens,
+            trust_remote_code=args.trust_remote_code,
+            tell=lambda text: print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True),
+        )
+    except ForeignCode as error:
+        raise UserError(error.what, "If you trust it, add: --trust-remote-code") from error
 
 
 def _known(find: Any, word: str) -> str:

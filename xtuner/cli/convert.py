@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from xtuner.errors import UserError
+from xtuner.errors import ForeignCode, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,7 @@ def _add_pth_to_hf(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("float16", "bfloat16", "float32"), help="how weights are written (float16, as 0.1.x did)"
     )
     _add_files(parser)
+    _add_trust(parser)
     parser.add_argument(
         "--save-format", choices=("xtuner", "official", "huggingface"), default="xtuner", help=argparse.SUPPRESS
     )
@@ -40,8 +41,17 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
         "--prompt-template", metavar="NAME", help="the chat template to write down; else the trained one"
     )
     _add_files(parser)
+    _add_trust(parser)
     parser.add_argument("--is-clip", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--offload-folder", help=argparse.SUPPRESS)
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the program code of a model whose kind is not known here; its files are named",
+    )
 
 
 def _add_split(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +92,10 @@ def run(args: argparse.Namespace) -> int:
     if args.mode is None:
         print(args.help_text(), file=sys.stderr, end="")
         return 2
-    {"pth_to_hf": pth_to_hf, "merge": merge, "split": split}[args.mode](args)
+    try:
+        {"pth_to_hf": pth_to_hf, "merge": merge, "split": split}[args.mode](args)
+    except ForeignCode as error:
+        raise UserError(error.what, "If you trust it, add: --trust-remote-code") from error
     print("All done!")
     return 0
 
@@ -90,9 +103,8 @@ def run(args: argparse.Namespace) -> int:
 def pth_to_hf(args: argparse.Namespace) -> None:
     """`CONFIG PTH SAVE_DIR`, or `RUN_FOLDER SAVE_DIR`."""
     from xtuner.checkpoint.run_record import is_run_folder, nothing_saved
-    from xtuner.checkpoint.state import find_last
     from xtuner.cli.load import find_config, load_run
-    from xtuner.export import to_hf
+    from xtuner.cli.paths import check_model, check_state
 
     if args.save_format != "xtuner":
         raise UserError(
@@ -104,6 +116,8 @@ def pth_to_hf(args: argparse.Namespace) -> None:
         raise UserError(f"Both --fp32 and --dtype {args.dtype}.", "Leave one of them out.", exit_code=2)
     config = Path(args.config)
     if len(args.paths) == 1 and is_run_folder(config):
+        from xtuner.checkpoint.state import find_last
+
         last = find_last(config)
         if last is None:
             raise nothing_saved(config)
@@ -111,6 +125,7 @@ def pth_to_hf(args: argparse.Namespace) -> None:
         print(f"Weights: {pth}")
     elif len(args.paths) == 2:
         pth, save_dir = args.paths
+        check_state(pth)
     else:
         raise UserError(
             f"{1 + len(args.paths)} paths were given.",
@@ -118,11 +133,15 @@ def pth_to_hf(args: argparse.Namespace) -> None:
             exit_code=2,
         )
     loaded = load_run(args.config, cfg_options=args.cfg_options)
+    if loaded.spec.model.lora is None:  # an adapter can do without its base
+        check_model(loaded.spec.model.path)
     text, _, kind = find_config(args.config)
     is_python = kind == "python"
     dtype = "float32" if args.fp32 else args.dtype or "float16"
     if not args.fp32 and not args.dtype:
         print("Weights are written as float16, as 0.1.x did; --fp32 or --dtype bfloat16 change that.")
+    from xtuner.export import to_hf  # torch: what is refused above need not wait for it
+
     to_hf.pth_to_hf(
         loaded.spec,
         Path(pth),
@@ -131,6 +150,7 @@ def pth_to_hf(args: argparse.Namespace) -> None:
         max_shard_size=args.max_shard_size,
         safe=args.safe_serialization,
         copy=("xtuner_config.py", text) if is_python else ("xtuner_config.yaml", loaded.dump_text),
+        trust_remote_code=args.trust_remote_code,
         tell=print,
     )
 
@@ -138,7 +158,7 @@ def pth_to_hf(args: argparse.Namespace) -> None:
 def merge(args: argparse.Namespace) -> None:
     """`MODEL ADAPTER SAVE_DIR`, or `RUN_FOLDER SAVE_DIR`."""
     from xtuner.checkpoint.run_record import is_run_folder
-    from xtuner.export import merge as merging
+    from xtuner.cli.paths import check_model
 
     if args.is_clip:
         raise UserError(
@@ -153,14 +173,21 @@ def merge(args: argparse.Namespace) -> None:
         "device": args.device,
         "safe": args.safe_serialization,
         "template": args.prompt_template,
+        "trust_remote_code": args.trust_remote_code,
         "tell": print,
     }
     if len(args.paths) == 2 and is_run_folder(Path(args.paths[0])):
+        from xtuner.export import merge as merging
+
         merging.merge_run(Path(args.paths[0]), Path(args.paths[1]), **options)
     elif len(args.paths) == 3:
+        check_model(args.paths[0], args.paths[1])
+        from xtuner.export import merge as merging  # torch: wrong paths need not wait for it
+
         merging.merge(args.paths[0], args.paths[1], Path(args.paths[2]), **options)
     else:
-        run = f"{args.paths[0]} is not the folder of a run" if len(args.paths) == 2 else f"{len(args.paths)} paths"
+        named = len(args.paths)
+        run = f"{args.paths[0]} is not the folder of a run" if named == 2 else f"It takes 2 or 3 paths, not {named}"
         raise UserError(
             f"{run}.", "Type: xtuner convert merge MODEL ADAPTER SAVE_DIR, or: RUN_FOLDER SAVE_DIR", exit_code=2
         )
@@ -168,6 +195,9 @@ def merge(args: argparse.Namespace) -> None:
 
 def split(args: argparse.Namespace) -> None:
     """`SRC DST`."""
+    from xtuner.cli.paths import check_model
+
+    check_model(args.src)
     from xtuner.export import split as splitting
 
     splitting.split(Path(args.src), Path(args.dst), tell=print)

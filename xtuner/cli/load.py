@@ -64,7 +64,9 @@ def find_config(word: str) -> tuple[str, Path, Kind]:
     path = Path(word).expanduser()
     if path.is_dir():
         if not (path / RUN_RECORD).is_file():
-            raise UserError(f"{path} is not the folder of a run: it has no {RUN_RECORD}.", "Give a config file.")
+            is_model = (path / "config.json").is_file()
+            fix = f"Type: xtuner train --model {path} --data FILE" if is_model else "Give a config file."
+            raise UserError(f"{path} is not the folder of a run: it has no {RUN_RECORD}.", fix)
         path = path / RUN_RECORD
     if path.is_file():
         if path.suffix not in KINDS:
@@ -76,7 +78,8 @@ def find_config(word: str) -> tuple[str, Path, Kind]:
         return render(word), Path(f"{word}.py"), "python"
     beside = [str(path.with_suffix(suffix)) for suffix in (".py", ".yaml") if path.with_suffix(suffix).is_file()]
     hint = f"Did you mean {beside[0]}?" if beside else did_you_mean(path.stem, names())
-    raise UserError(f"Cannot find {word}: there is no such file, and no built-in config of that name.", hint)
+    what = f"Cannot find {word}: there is no such file, and no built-in config of that name."
+    raise UserError(what, hint or "Type: xtuner list-cfg")
 
 
 def render_yaml(name: str) -> str:

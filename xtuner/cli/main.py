@@ -5,11 +5,14 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from xtuner.cli import COMMANDS, LATER
 from xtuner.errors import UserError, did_you_mean, is_out_of_memory
 from xtuner.log import quiet_libraries, setup_screen
 
+WITH_MODES = ("convert", "data", "preprocess")
+"""Commands whose first word names a mode, in whatever case."""
 ALIASES = {"-h": "help", "--help": "help", "-v": "version", "--version": "version"}
 
 
@@ -55,6 +58,18 @@ def explain(error: Exception) -> str:
     return f"{type(error).__name__}: {first}\nXTUNER_DEBUG=1 shows where."
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, instead of a screen full of options with the reason below."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the words.
+
+        Raises:
+            UserError: always (exit code 2).
+        """
+        raise UserError(f"{message[:1].upper()}{message[1:].rstrip('.')}.", f"Type: {self.prog} --help", exit_code=2)
+
+
 def dispatch(words: list[str]) -> int:
     """Run the command that the first word names, whatever its case.
 
@@ -70,12 +85,13 @@ def dispatch(words: list[str]) -> int:
             f"There is no command {words[0]}.", did_you_mean(command, COMMANDS) or "Type: xtuner help", exit_code=2
         )
     module = importlib.import_module(COMMANDS[command][0])
-    parser = argparse.ArgumentParser(prog=f"xtuner {command}", description=module.__doc__, allow_abbrev=False)
+    parser = Parser(prog=f"xtuner {command}", description=module.__doc__, allow_abbrev=False)
     module.add_arguments(parser)
-    rest = [word.lower() if place == 0 and command == "convert" else word for place, word in enumerate(words[1:])]
+    rest = [word.lower() if place == 0 and command in WITH_MODES else word for place, word in enumerate(words[1:])]
     # key=value words may stand between options; argparse cannot mix those with sub-commands
-    mixed = command == "train"
+    mixed = command in ("train", "plan", "log-dataset", "check-custom-dataset")
     args = parser.parse_intermixed_args(rest) if mixed else parser.parse_args(rest)
+    args.argv = words
     code = module.run(args)
     assert isinstance(code, int)
     return code

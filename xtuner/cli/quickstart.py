@@ -2,11 +2,11 @@
 
 import argparse
 import os
-import shlex
-import shutil
 import sys
 from pathlib import Path
 from typing import Literal
+
+from xtuner.program import program
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     words = WORDS[lang]
     name = words.name if args.name is None else args.name
     author = words.author if args.author is None else args.author
-    outcome = quickstart(name, author, lang, args.work_dir, program=find_program())
+    outcome = quickstart(name, author, lang, args.work_dir, program=program())
     if outcome.knows_itself:
         return 0
     print(words.failure.format(name=name, author=author), file=sys.stderr)
@@ -38,16 +38,3 @@ def guess_language(*names: str | None) -> Literal["zh", "en"]:
     given = "".join(filter(None, names))
     system = next((os.environ[key] for key in ("LC_ALL", "LC_MESSAGES", "LANG") if os.environ.get(key)), "")
     return "zh" if any("\u4e00" <= char <= "\u9fff" for char in given) or system.startswith("zh") else "en"
-
-
-def find_program() -> str:
-    """Return how to call this program from here: its name alone only where the shell would find it."""
-    script = Path(sys.argv[0])
-    if script.name == "__main__.py":
-        return "python -m xtuner"
-    found = shutil.which(script.name)
-    if found and Path(found).resolve() == script.resolve():
-        return script.name
-    if not script.exists():
-        return "xtuner"
-    return shlex.quote(min(os.path.relpath(script), str(script.absolute()), key=len))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xtuner.cli.launch import is_first_here, is_worker, launch, read_layout, take_place
 from xtuner.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,20 +28,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", nargs="?", const="auto", metavar="CHECKPOINT", help="go on from there, or from the last one"
     )
+    parser.add_argument(
+        "--skip-spikes", action="store_true", help="leave out steps whose loss or gradient is far beyond the last ones'"
+    )
     parser.add_argument("--seed", type=int, help="a run with the same seed repeats; a resumed run keeps its own")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings of a 0.1.x config")
-    parser.add_argument("--deepspeed", help="not in this version yet")
+    parser.add_argument("--strategy", help="how the run is spread over cards: auto, ddp, fsdp, deepspeed_zero2, ...")
+    parser.add_argument("--deepspeed", metavar="NAME", help="deepspeed_zero1, _zero2, _zero3, ..., or a JSON file")
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # old launchers of torch add it
     launchers = ("none", "pytorch", "slurm", "mpi")
-    parser.add_argument("--launcher", default="none", choices=launchers, help="only none (one process) in this version")
+    parser.add_argument("--launcher", default="none", choices=launchers, help="who started the processes")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load the spec, then train it."""
-    refuse_several(args)
+    """Load the spec, then train it, in several processes where the environment says so."""
+    try:
+        return run_here(args)
+    except Exception as error:
+        if is_first_here() or os.environ.get("XTUNER_DEBUG") == "1":
+            raise
+        return error.exit_code if isinstance(error, UserError) else 1  # rank 0 has learned of it and says it
+
+
+def run_here(args: argparse.Namespace) -> int:
+    """Load the spec; then start the processes and wait for them, or be one of them."""
+    take_place(args.launcher)
+    layout = read_layout()
     from xtuner.cli.load import load_run  # pydantic takes its time; `--help` need not wait
+    from xtuner.cli.paths import check_run
+    from xtuner.cli.spread import choose_strategy
+    from xtuner.config.later import check_runnable
 
     configs, settings = sort_words(args)
+    settings += ["loop.skip_spikes=true"] * args.skip_spikes
     loaded: LoadedRun
     if args.model or args.data:
         if configs or args.cfg_options:
@@ -55,11 +75,19 @@ def run(args: argparse.Namespace) -> int:
         loaded = load_run(configs[0], overrides=settings, cfg_options=args.cfg_options)
     changes = {
         "work_dir": args.work_dir,
-        "resume": args.resume.rstrip(":") if args.resume else None,
+        "resume": args.resume,
         "seed": args.seed,
     }
     spec = loaded.spec.model_copy(update={key: value for key, value in changes.items() if value is not None})
-    from xtuner.engine.train import train
+    spec = choose_strategy(spec, args)
+    check_runnable(spec)
+    check_run(spec)
+    if layout.several and not is_worker():
+        return launch(layout, args.argv)
+    if not configs and os.environ.get("RANK", "0") == "0":
+        print("# This is the run; save it as a .yaml file to change it, or add settings as key=value.")
+        print(loaded.dump_text)
+    from xtuner.engine.train import train  # torch: wrong paths need not wait for it
 
     train(spec, name=loaded.name, dump=(loaded.dump_name, loaded.dump_text))
     return 0
@@ -100,29 +128,8 @@ def check_one(configs: Sequence[str], args: argparse.Namespace) -> None:
             )
 
 
-def refuse_several(args: argparse.Namespace) -> None:
-    """Refuse what needs several processes.
-
-    Raises:
-        UserError: asked for by flag or environment.
-    """
-    if args.deepspeed:
-        raise UserError(
-            "Training with DeepSpeed is not part of this version yet.",
-            "Leave --deepspeed out: one card trains without it, and needs less memory than with it.",
-        )
-    if args.launcher != "none":
-        raise UserError("Training with several processes is not part of this version yet.", "Leave --launcher out.")
-    for name in ("NPROC_PER_NODE", "NNODES"):
-        if os.environ.get(name, "1").strip() not in ("", "1"):
-            raise UserError(
-                f"{name}={os.environ[name]}: training with several processes is not part of this version yet.",
-                f"Type: unset {name}",
-            )
-
-
 def load_bare(args: argparse.Namespace, settings: Sequence[str]) -> "LoadedRun":
-    """Choose a run for a model and data, print it, and return it.
+    """Choose a run for a model and data.
 
     Raises:
         UserError: one of the two is missing (exit code 2), or a setting is wrong.
@@ -138,7 +145,6 @@ def load_bare(args: argparse.Namespace, settings: Sequence[str]) -> "LoadedRun":
     text = dump_yaml(spec)
     typed = Path(os.path.abspath(Path(args.model).expanduser()))  # a link keeps the name that was typed
     name = f"{typed.name}-{Path(args.data[0]).stem}"
-    print(f"# This is the run; save it as a .yaml file to change it, or add settings as key=value.\n{text}")
     return LoadedRun(spec, name, f"{name}.yaml", text)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from xtuner.config.part import IDLE
 from xtuner.config.schema import annotation_at, settings_of
-from xtuner.config.spec import IDLE, RunSpec
+from xtuner.config.spec import RunSpec
 from xtuner.config.table import Table
 from xtuner.errors import UserError, did_you_mean
 

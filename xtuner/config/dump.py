@@ -13,7 +13,8 @@ WIDTH = 79
 
 
 def dump_python(values: Mapping[str, Any]) -> str:
-    """Render top-level variables: sorted, imported names as dotted strings, as 0.1.x put it into the work dir.
+    """Render top-level variables: sorted, imported names as dotted strings, as 0.1.x put it into the work dir; what is
+    inside them stands in the order in which it was written.
 
     Reading the text back gives the same settings, and rendering those the same text.
     """
@@ -29,7 +30,7 @@ def _python(value: Any, indent: int, used: int) -> str:
     if isinstance(value, dict):
         named = all(isinstance(key, str) and key.isidentifier() for key in value)
         opening, closing = ("dict(", ")") if named else ("{", "}")
-        keys = sorted(value, key=str)
+        keys = list(value)  # the order of data sets is part of a run
         heads = [f"{key}=" if named else f"{key!r}: " for key in keys]
         items = [value[key] for key in keys]
     elif isinstance(value, list | tuple):

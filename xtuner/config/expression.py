@@ -7,6 +7,7 @@ import ast
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import PurePath
 from typing import Any
 
 from xtuner.config.function import (
@@ -14,6 +15,7 @@ from xtuner.config.function import (
     FUNCTIONS,
     LARGEST,
     METHODS,
+    PATH_PARTS,
     check_format,
     check_length,
     check_size,
@@ -24,6 +26,12 @@ from xtuner.config.table import Table
 from xtuner.errors import UserError, did_you_mean
 
 Names = dict[str, Any]
+
+
+def plain(value: Any) -> Any:
+    """Return a path as the text that settings are made of, anything else as it is."""
+    return str(value) if isinstance(value, PurePath) else value
+
 
 MOST_STEPS = 1_000_000
 
@@ -109,7 +117,7 @@ class Expressions:
                 return self._dict(node)
             case ast.List() | ast.Tuple() | ast.Set():
                 kind = {ast.List: list, ast.Tuple: tuple, ast.Set: set}[type(node)]
-                return kind(self._elements(node.elts))
+                return kind(map(plain, self._elements(node.elts)))
             case ast.BinOp():
                 return self.binary(node.op, self.value(node.left), self.value(node.right), node)
             case ast.UnaryOp():
@@ -156,6 +164,8 @@ class Expressions:
             return Ref(f"{owner.path}.{node.attr}")
         if isinstance(owner, dict):
             return owner[node.attr]
+        if isinstance(owner, PurePath) and node.attr in PATH_PARTS:
+            return getattr(owner, node.attr)
         raise self.error(node, f"{ast.unparse(node)} is not part of the config language.", SUPPORTED)
 
     def _item(self, owner: Any, index: ast.expr, node: ast.expr) -> Any:
@@ -186,7 +196,7 @@ class Expressions:
             if key is None:
                 table.join(self.value(value))
             else:
-                table.put(self.value(key), self.value(value), key.lineno)
+                table.put(self.value(key), plain(self.value(value)), key.lineno)
         return table
 
     def _call(self, node: ast.Call) -> Any:
@@ -211,7 +221,7 @@ class Expressions:
             if keyword.arg is None:
                 table.join(value)
             else:
-                table.put(keyword.arg, value, keyword.lineno)
+                table.put(keyword.arg, plain(value), keyword.lineno)
         return table
 
     def _function(self, node: ast.Call) -> Callable[..., Any]:
@@ -235,7 +245,10 @@ class Expressions:
         if path in FUNCTIONS:
             return FUNCTIONS[path]
         name = ast.unparse(node.func)
-        raise self.error(node, f"{name}(...) cannot be called in a config.", f"Write dict(type={name}, ...) instead.")
+        fix = f"Write dict(type={name}, ...) instead."
+        if path.startswith("sys.path."):
+            fix = "Remove it; functions of your own are named by their file: 'folder/file.py:function'."
+        raise self.error(node, f"{name}(...) cannot be called in a config.", fix)
 
     def binary(self, kind: ast.operator, left: Any, right: Any, node: ast.AST) -> Any:
         """Work out `left kind right`; sizes are bounded so that no config can hang its reader."""

@@ -1,11 +1,13 @@
 """What a Python config may call: a short list of harmless functions and methods."""
 
 import copy
+import glob
 import math
 import os
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 LARGEST = 10_000_000
@@ -33,6 +35,13 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "os.path.abspath": os.path.abspath,
     "os.path.expanduser": os.path.expanduser,
     "os.path.exists": os.path.exists,
+    "os.path.isfile": os.path.isfile,
+    "os.path.isdir": os.path.isdir,
+    "os.path.splitext": os.path.splitext,
+    "os.listdir": os.listdir,
+    "os.getcwd": os.getcwd,
+    "glob.glob": glob.glob,
+    "pathlib.Path": Path,
     "os.getenv": os.getenv,
     "os.environ.get": os.environ.get,
     "math.ceil": math.ceil,
@@ -50,7 +59,20 @@ METHODS: dict[type, tuple[str, ...]] = {
     list: ("append", "copy", "count", "extend", "index", "insert", "pop", "remove", "reverse", "sort"),
     tuple: ("count", "index"),
     dict: ("copy", "get", "items", "keys", "pop", "setdefault", "update", "values"),
+    PurePath: (
+        "absolute",
+        "as_posix",
+        "exists",
+        "expanduser",
+        "is_dir",
+        "is_file",
+        "joinpath",
+        "resolve",
+        "with_suffix",
+    ),
 }
+PATH_PARTS = ("name", "parent", "stem", "suffix")
+"""Attributes of a path that a config may use."""
 
 
 def check_width(form: str) -> None:

@@ -1,8 +1,8 @@
 """The statements of a Python config: reads a 0.1.x config text into a `Table` without running it.
 
-Imports give `Ref`s. `with read_base():` imports take the variables of the file beside it, and functions defined there
-become `file.py:name`. A top-level name that is overridden takes the new value where it is assigned, so that everything
-that uses it sees it (0.1.x changed the top-level name alone, which had no effect).
+Imports give `Ref`s. Imports of a file beside it (`with read_base():` or not) take the variables of that file, and
+functions defined there become `file.py:name`. A top-level name that is overridden takes the new value where it is
+assigned, so that everything that uses it sees it (0.1.x changed the top-level name alone, which had no effect).
 """
 
 import ast
@@ -10,16 +10,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xtuner.config.expression import SUPPORTED, Expressions
+from xtuner.config.expression import SUPPORTED, Expressions, plain
 from xtuner.config.ref import Ref
 from xtuner.config.table import COMMAND_LINE, Table
 from xtuner.errors import UserError
 
-STATEMENTS = "Supported are imports, assignments, if/else, for, del, method calls and `with read_base():`."
+STATEMENTS = "Supported are imports, assignments, if/else, for, del, assert, method calls and `with read_base():`."
 
 
-def read_python(text: str, file: str, overrides: Mapping[str, Any] | None = None) -> "PythonText":
+def read_python(
+    text: str, file: str, overrides: Mapping[str, Any] | None = None, *, beside: bool = False
+) -> "PythonText":
     """Read a config text; `overrides` are new values of top-level names.
+
+    A file `beside` the config may define functions and classes; they are names, like imported ones.
 
     Raises:
         UserError: not Python, or not in the config language; says file and line.
@@ -34,7 +38,7 @@ def read_python(text: str, file: str, overrides: Mapping[str, Any] | None = None
         ) from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{file}: this is not Python: {error}.", "Start from one that is: xtuner list-cfg") from error
-    reader = PythonText(file, overrides or {})
+    reader = PythonText(file, overrides or {}, beside=beside)
     try:
         reader.run(tree.body)
     except RecursionError as error:
@@ -47,8 +51,9 @@ def read_python(text: str, file: str, overrides: Mapping[str, Any] | None = None
 class PythonText:
     """One config file being read. `values` are its top-level variables, `read` the names that it uses itself."""
 
-    def __init__(self, file: str, overrides: Mapping[str, Any]) -> None:
+    def __init__(self, file: str, overrides: Mapping[str, Any], *, beside: bool = False) -> None:
         self.file = file
+        self.beside = beside
         self.overrides = overrides
         self.values = Table(file=file)
         self._expressions = Expressions(file, {"__file__": file})
@@ -89,11 +94,22 @@ class PythonText:
             case ast.Delete():
                 self._delete(node)
             case ast.Expr():
-                if not isinstance(node.value, ast.Constant):
+                if not isinstance(node.value, ast.Constant) and not _prints(node.value):
                     self._expressions.value(node.value)
             case ast.Pass():
                 pass
+            case ast.Assert():
+                if not self._expressions.value(node.test):
+                    raise self._expressions.error(
+                        node, f"{ast.unparse(node)[:80]} does not hold.", "Change the values."
+                    )
+            case ast.Try():
+                # imports are names and cannot fail, so what would be done about a failure never is
+                self.run([*node.body, *node.orelse, *node.finalbody])
             case ast.FunctionDef() | ast.ClassDef() | ast.AsyncFunctionDef():
+                if self.beside:
+                    self._names[node.name] = Ref(f"{self.file}:{node.name}")
+                    return
                 raise self._expressions.error(
                     node,
                     f"{node.name} is defined inside the config.",
@@ -108,8 +124,13 @@ class PythonText:
     def _set(self, name: str, value: Any, line: int) -> None:
         if name in self.overrides:
             value, line = self.overrides[name], COMMAND_LINE
+        if name == "_base_":
+            raise UserError(
+                f"{self.file}:{line}: _base_ is of another kind of config.",
+                "Write: with read_base(): from .other_config import *",
+            )
         self._names[name] = value
-        self.values.put(name, value, line)
+        self.values.put(name, plain(value), line)
 
     def _assign(self, target: ast.expr, node: ast.expr) -> None:
         match target:
@@ -130,8 +151,12 @@ class PythonText:
                 raise self._expressions.error(target, f"{ast.unparse(target)} cannot be given a value.", SUPPORTED)
 
     def _put(self, owner: Any, key: Any, value: Any, node: ast.expr) -> None:
+        if isinstance(owner, Ref) and owner.path == "os.environ":
+            raise self._expressions.error(
+                node, f"{key} is set inside the config.", f"Set it for the command: {key}={value} xtuner train ..."
+            )
         if isinstance(owner, Table):
-            owner.put(key, value, node.lineno)
+            owner.put(key, plain(value), node.lineno)
         elif isinstance(owner, list) and isinstance(key, int) and -len(owner) <= key < len(owner):
             owner[key] = value
         else:
@@ -192,7 +217,7 @@ class PythonText:
     def _import_from(self, node: ast.ImportFrom, *, base: bool) -> None:
         if node.module == "__future__":
             return
-        if node.level or base:
+        if node.level or base or self._beside(node).is_file():
             self._import_beside(node)
             return
         for name in node.names:
@@ -202,12 +227,16 @@ class PythonText:
                 )
             self._names[name.asname or name.name] = Ref(f"{node.module}.{name.name}")
 
-    def _import_beside(self, node: ast.ImportFrom) -> None:
-        """Take names from a file that lies relative to this one: variables by value, functions as `file.py:name`."""
+    def _beside(self, node: ast.ImportFrom) -> Path:
+        """Return the file that an import names when it is taken relative to this one."""
         folder = Path(self.file).resolve().parent
         for _ in range(node.level - 1):
             folder = folder.parent
-        file = folder.joinpath(*(node.module or "").split(".")).with_suffix(".py")
+        return folder.joinpath(*(node.module or "").split(".")).with_suffix(".py")
+
+    def _import_beside(self, node: ast.ImportFrom) -> None:
+        """Take names from a file that lies relative to this one: variables by value, functions as `file.py:name`."""
+        file = self._beside(node)
         if not file.is_file():
             raise self._expressions.error(node, f"There is no file {file}.", "Check the import.")
         text = file.read_text(encoding="utf-8-sig")
@@ -220,7 +249,7 @@ class PythonText:
             self._names[bound] = Ref(f"{file}:{wanted.pop(bound)}")
         if not wanted:
             return
-        values = read_python(text, str(file), self.overrides).values
+        values = read_python(text, str(file), self.overrides, beside=True).values
         if "*" in wanted:
             wanted = {name: name for name in values}
         for bound, name in wanted.items():
@@ -232,3 +261,8 @@ class PythonText:
 def defined_names(tree: ast.Module) -> set[str]:
     """Names of the functions and classes that a file defines at its top level."""
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)}
+
+
+def _prints(node: ast.expr) -> bool:
+    """Whether an expression only shows something: it changes no setting."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"

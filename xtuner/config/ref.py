@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xtuner.config.old_address import old_addresses
 from xtuner.errors import UserError
 
 
@@ -77,7 +78,8 @@ def _module_from_file(file: Path) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with old_addresses():
+            spec.loader.exec_module(module)
     except Exception as error:  # whatever somebody's program does
         said = f"{type(error).__name__}: {error}"
         raise UserError(f"{file} fails when it is imported ({said}).", f"Try it: python {file}") from error

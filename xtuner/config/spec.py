@@ -7,100 +7,39 @@ another setting makes idle, unless it is the default.
 from pathlib import PurePath
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from xtuner.config.choice import Choice
+from xtuner.config.model_spec import LoraSpec, ModelSpec, QuantSpec, VisionSpec
+from xtuner.config.part import IDLE, Part
+
+__all__ = [
+    "CheckpointSpec",
+    "DataSpec",
+    "LoopSpec",
+    "LoraSpec",
+    "ModelSpec",
+    "OptimSpec",
+    "ProbeSpec",
+    "QuantSpec",
+    "RunSpec",
+    "ScheduleSpec",
+    "SourceSpec",
+    "TemplateSpec",
+    "VisionSpec",
+]
 
 DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xlsx", ".parquet", ".txt")
 """How the name of a single data file ends."""
-IDLE = "idle"
-"""Type of the error of a setting without an effect; its context says which (`name`) and `why`."""
 
 
-class Part(BaseModel):
-    """A part of a `RunSpec`: knows its keys and refuses others."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), defer_build=True)
-
-    def _refuse_idle(self, why: str, *names: str) -> None:
-        """Refuse settings that differ from their defaults although they have no effect `why`."""
-        for name in names:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise PydanticCustomError(IDLE, "{name} has no effect {why}", {"name": name, "why": why})
-
-
-class LoraSpec(Part):
-    """A LoRA adapter (https://arxiv.org/abs/2106.09685); the fields become a PEFT `LoraConfig`."""
-
-    r: int = Field(default=64, gt=0)
-    """Rank of the two matrices."""
-    alpha: float = Field(default=16, gt=0)
-    """The change is multiplied by alpha / r (alpha / sqrt(r) with `rslora`)."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of inputs that the adapter does not see while training."""
-    targets: list[str] | str | None = None
-    """Names of linear layers, a regular expression, or None: every linear layer but the output head named lm_head."""
-    modules_to_save: list[str] = Field(default_factory=list)
-    """Names of modules that are trained whole beside the adapter."""
-    bias: Literal["none", "all", "lora_only"] = "none"
-    """Which biases are trained."""
-    rslora: bool = False
-    """Scale by the square root of the rank (https://arxiv.org/abs/2312.03732)."""
-    dora: bool = False
-    """Train magnitude and direction apart (https://arxiv.org/abs/2402.09353)."""
-    rank_pattern: dict[str, int] = Field(default_factory=dict)
-    """Module name -> rank, where it differs from `r`."""
-    alpha_pattern: dict[str, float] = Field(default_factory=dict)
-    """Module name -> alpha, where it differs from `alpha`."""
-
-
-class QuantSpec(Part):
-    """How frozen base weights are stored (bitsandbytes): NF4 (https://arxiv.org/abs/2305.14314) or INT8."""
-
-    bits: Literal[4, 8] = 4
-    """4 (NF4 or FP4) or 8 (INT8)."""
-    type: Literal["nf4", "fp4"] = "nf4"
-    """The 4-bit number format."""
-    double: bool = True
-    """Quantise the scales of the 4-bit blocks too."""
-    compute_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Number format of the products; auto: that of the run."""
-    int8_threshold: float = 6.0
-    """Columns with larger inputs than this are computed unquantised (8 bits only)."""
-
-    @model_validator(mode="after")
-    def _of_the_other_bits(self) -> Self:
-        idle = ("int8_threshold",) if self.bits == 4 else ("type", "double", "compute_dtype")
-        self._refuse_idle(f"at {self.bits} bits", *idle)
-        return self
-
-
-class ModelSpec(Part):
-    """Which checkpoint, and in what form it is trained."""
-
-    path: str
-    """A folder or a hub id."""
-    tokenizer: str | None = None
-    """A folder or hub id of another tokenizer; None: the model's own."""
-    tokenizer_options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to the tokenizer class, for example `padding_side`."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Number format the weights are held in; auto: float32 on a CPU, else the precision of the run."""
-    quant: QuantSpec | None = None
-    """Store frozen weights in 4 or 8 bits (needs `lora`)."""
-    lora: LoraSpec | None = None
-    """Train an adapter; None: train all weights."""
-    adapter: str | None = None
-    """An adapter folder or .pth to start from (needs `lora`)."""
-    weights: str | None = None
-    """A .pth whose trained weights are loaded before training (0.1.x `load_from`)."""
-    attention: Literal["auto", "sdpa", "eager"] = "auto"
-    """auto: packed attention; the others are the library's own."""
-    recompute: bool = True
-    """Recompute activations in the backward pass instead of keeping them (https://arxiv.org/abs/1604.06174)."""
-    trust_remote_code: bool = False
-    """Run program code that comes with the checkpoint; families known here never need it."""
+OF_FORMATS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("bot_name",): ("moss",),
+    ("order",): ("internevo", "internevo_messages"),
+    ("min_length",): ("internevo", "tokens"),
+}
+"""Settings of a source -> the formats in which they have an effect."""
 
 
 class SourceSpec(Part):
@@ -110,18 +49,44 @@ class SourceSpec(Part):
     """A file or folder, a hub id, or a loader name (json, csv, parquet, text) with `files`."""
     files: list[str] | str | dict[str, list[str] | str] | None = None
     """Files for a loader name, or a dict of them per split."""
+    hub: Literal["huggingface", "modelscope"] = "huggingface"
+    """The hub that a `path` is a name on when it is neither a file nor a folder."""
     name: str | None = None
     """A configuration of a hub data set."""
+    data_dir: str | None = None
+    """A folder inside a hub data set, or with a loader name the folder whose files are read."""
     split: str | None = "train"
     """The split of a hub data set; None: all of them."""
     format: str | None = None
-    """A row format of `dataset` or `file.py:function`; None: recognised from the columns."""
+    """A row format of `dataset` or `file.py:function`; None: recognised from the columns.
+
+    Formats that are more than a row's shape: `moss` (MOSS-003 dialogues with tools), `tokens` (rows that hold
+    `input_ids` and maybe `labels`), `internevo` (a folder of `.bin` files with tokens), `internevo_messages` (a folder
+    of `.json` files, each line a list of messages).
+    """
     rename: dict[str, str] = Field(default_factory=dict)
     """Column -> the name that its format expects."""
     limit: int | None = Field(default=None, gt=0)
     """At most this many rows, drawn at random with the run's seed."""
     system: str | None = None
     """A system text for conversations that have none."""
+    bot_name: str | None = None
+    """moss: what the assistant is called where the data says MOSS."""
+    order: str | None = None
+    """internevo, internevo_messages: a text file that names the files of the folder, one a line, as they are read."""
+    min_length: int = Field(default=0, ge=0)
+    """internevo, tokens: rows of fewer tokens are left out."""
+    image_folder: str | None = None
+    """The folder that the picture paths in the rows start from."""
+    repeat: float = Field(default=1, gt=0)
+    """Times that the rows are seen in an epoch; less than 1: a share of them, drawn with the run's seed."""
+
+    @model_validator(mode="after")
+    def _of_other_formats(self) -> Self:
+        for names, formats in OF_FORMATS.items():
+            if self.format not in formats:
+                self._refuse_idle(f"unless format is {' or '.join(formats)}", *names)
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -132,9 +97,30 @@ class SourceSpec(Part):
     def _one_file(self) -> Self:
         if PurePath(self.path).suffix.lower() in DATA_SUFFIXES:
             # split=None, all rows, is what a single file gives anyway
-            idle = ("files", "name") if self.split is None else ("files", "name", "split")
+            idle = ("files", "name", "hub", "data_dir", *(() if self.split is None else ("split",)))
             self._refuse_idle("beside the path of a single file", *idle)
         return self
+
+
+class TemplateSpec(Part):
+    """A chat template that is written out instead of named; the slots are those of 0.1.x prompt templates."""
+
+    instruction: str
+    """Stands before an answer; holds `{input}`, maybe `{round}` (1, 2, ...)."""
+    system: str | None = None
+    """Stands before the instruction when there is a system text; holds `{system}`."""
+    suffix: str = ""
+    """Follows the answer and is learned."""
+    suffix_as_eos: bool = False
+    """The suffix stands for the tokenizer's EOS."""
+    sep: str = ""
+    """Stands between two turns, not learned."""
+    stop_words: list[str] = Field(default_factory=list)
+    """Texts that end an answer."""
+
+    def fields(self) -> dict[str, Any]:
+        """Return what a `ChatTemplate` is made of."""
+        return {"name": "written out", **self.model_dump()}
 
 
 class DataSpec(Part):
@@ -144,16 +130,24 @@ class DataSpec(Part):
     """What is learned from: one source or several. A source can be just its path."""
     validation: list[SourceSpec] | float | None = None
     """Sources, or a share of the training rows (0 < share < 1) set apart by the run's seed."""
-    template: str | None = None
-    """A chat template of `conversation`, or None: plain text, or the model's own."""
+    template: str | TemplateSpec | None = None
+    """A chat template of `conversation`, one written out, or None: plain text, or the model's own."""
     max_length: int = Field(default=2048, gt=0)
     """Tokens; a longer sample is cut on the right, a pack is filled up to this."""
     pack: bool = True
     """Put several samples into one row of `max_length`, each seeing itself only; False: one sample a row."""
+    pack_length: int | None = Field(default=None, gt=0)
+    """Tokens of a pack, where that is more than `max_length`."""
     shuffle: bool = True
     """A new order in every epoch; False: as in the files."""
     cache: str | None = None
     """Folder of prepared data; None: the user's cache folder."""
+
+    @model_validator(mode="after")
+    def _without_packs(self) -> Self:
+        if not self.pack:
+            self._refuse_idle("without data.pack", "pack_length")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -197,6 +191,8 @@ class ScheduleSpec(Part):
     """How the learning rate goes on after the warm-up."""
     warmup: float = Field(default=0.03, ge=0, lt=1)
     """Share of all iterations."""
+    warmup_iters: int | None = Field(default=None, gt=0)
+    """Iterations of the warm-up; overrides `warmup`."""
     warmup_start: float = 1e-5
     """Factor of the learning rate at the first iteration."""
     min_lr: float = 0.0
@@ -206,7 +202,7 @@ class ScheduleSpec(Part):
     def _without_its_part(self) -> Self:
         if self.name == "constant":
             self._refuse_idle("with constant", "min_lr")
-        if not self.warmup:
+        if not self.warmup and self.warmup_iters is None:
             self._refuse_idle("without a warm-up", "warmup_start")
         return self
 
@@ -228,6 +224,8 @@ class LoopSpec(Part):
     """Iterations between two lines of the log."""
     validate_every: int | None = Field(default=None, gt=0)
     """Iterations between validations; None: at each checkpoint. Needs `data.validation`."""
+    skip_spikes: bool = False
+    """Leave out optimiser steps whose loss or gradient is far beyond the last ones', or not finite."""
 
 
 class CheckpointSpec(Part):
@@ -256,10 +254,12 @@ class ProbeSpec(Part):
     """Iterations; None: before, after, and at each checkpoint."""
     max_new_tokens: int = Field(default=600, gt=0)
     """Longest answer, in tokens."""
-    template: str | None = None
+    template: str | TemplateSpec | None = None
     """None: the template of the data."""
     stop_words: list[str] = Field(default_factory=list)
     """Further texts that end an answer, beside those of the template."""
+    images: list[str] = Field(default_factory=list)
+    """Pictures (files or addresses) shown with the questions: one for all, or one for each."""
 
 
 class RunSpec(Part):
@@ -281,13 +281,28 @@ class RunSpec(Part):
     """When state is saved."""
     probe: ProbeSpec | None = None
     """Questions asked during the run; None: none."""
-    strategy: Choice = Field(default_factory=lambda: Choice(name="single"))
-    """How the run is spread over devices: single."""
+    strategy: Choice = Field(default_factory=lambda: Choice(name="auto"))
+    """How the run is spread over devices: single, ddp, fsdp, deepspeed; auto: single, or ddp for several processes."""
     callbacks: list[Choice] = Field(default_factory=list)
     """Further callbacks by name; progress, log, checkpoint, data and probe ones are always there."""
     work_dir: str | None = None
     """None: `./work_dirs/<name of the config>`."""
     resume: str | None = None
     """A checkpoint to go on from, or "auto": the last one in the work dir."""
+    resume_changed_data: bool = False
+    """Go on although the training data changed since the checkpoint; the rest of the run learns from the new data."""
     seed: int = 0
     """A run with the same seed repeats."""
+
+    @model_validator(mode="after")
+    def _pictures_without_eyes(self) -> Self:
+        shown = {
+            "data.train.image_folder": any(source.image_folder for source in self.data.train),
+            "probe.images": self.probe is not None and self.probe.images,
+        }
+        for name, is_set in shown.items():
+            if is_set and self.model.vision is None:
+                raise PydanticCustomError(
+                    IDLE, "{name} has no effect {why}", {"name": name, "why": "without model.vision"}
+                )
+        return self

@@ -45,8 +45,11 @@ def _to_table(value: Any) -> Any:
 def full_key(key: str) -> str:
     """Complete a key: "lr" is "optim.lr", "objective.beta" an option of the objective.
 
+    Of several settings that end so, the one that lies least deep is meant: "r" is "model.lora.r", not
+    "model.vision.lora.r".
+
     Raises:
-        UserError: no setting, or more than one, ends so; names the candidates (exit code 2).
+        UserError: no setting ends so, or more than one equally deep; names the candidates (exit code 2).
     """
     known = setting_keys()
     if key in known:
@@ -54,6 +57,8 @@ def full_key(key: str) -> str:
     if (inside := _inside(key)) is not None:
         return inside
     matches = [name for name in known if name.endswith(f".{key}")]
+    least = min((name.count(".") for name in matches), default=0)
+    matches = [name for name in matches if name.count(".") == least]
     if len(matches) == 1:
         return matches[0]
     if matches:

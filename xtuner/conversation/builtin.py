@@ -65,7 +65,13 @@ _ROWS = (
     ChatTemplate("llama2_chat", system=LLAMA2_SYSTEM, instruction="[INST] {input} [/INST]", sep="\n"),
     ChatTemplate("code_llama_chat", system="{system}\n", instruction="[INST] {input} [/INST]"),
     ChatTemplate("chatglm2", system="{system}\n", instruction="[Round {round}]\n\n问：{input}\n\n答：", sep="\n\n"),
-    ChatTemplate("chatglm3", system="<|system|>\n{system}", instruction="<|user|>\n{input}<|assistant|>\n", sep="\n"),
+    ChatTemplate(
+        "chatglm3",
+        system="<|system|>\n{system}",
+        instruction="<|user|>\n{input}<|assistant|>\n",
+        sep="\n",
+        stop_words=("<|user|>", "<|observation|>"),  # with which the published model ends its answers
+    ),
     ChatTemplate(
         "qwen_chat",
         system=CHATML_SYSTEM,

@@ -36,12 +36,17 @@ BY_FAMILY: dict[tuple[str, str], str] = {
     ("mistral", "mixtral"): "mixtral",
 }
 
+BAICHUAN2_VOCABULARIES = {64000: False, 125696: True}
+BAICHUAN2_KEYS = ("tokenizer_class", "z_loss_weight")
+"""Sizes of the published models, and keys that a config.json of the second generation has, one of the first has not."""
+
 # model types whose chat models are known by special tokens of their tokenizers where no chat template is written down
 BY_TOKEN: tuple[tuple[str, str, str], ...] = (
     ("internlm2", "<|im_start|>", "internlm2_chat"),
     ("internlm3", "<|im_start|>", "internlm2_chat"),
     ("internlm", "<eoa>", "internlm_chat"),
     ("qwen", "<|im_start|>", "qwen_chat"),
+    ("chatglm", "<|user|>", "chatglm3"),
     ("phi3", "<|end|>", "phi3_chat"),
     ("llama", "<|start_header_id|>", "llama3_chat"),
     ("gemma", "<start_of_turn>", "gemma"),
@@ -109,7 +114,11 @@ def detect_text(text: str, family: str = "") -> str | None:
 
 def _by_token(folder: Path, config: dict[str, Any], family: str) -> str | None:
     if family.startswith("baichuan") and "user_token_id" in _json(folder / "generation_config.json"):
-        return "baichuan2_chat" if config.get("vocab_size") == 125696 else "baichuan_chat"
+        signs = any(config.get(key) is not None for key in BAICHUAN2_KEYS)
+        second = config.get("norm_head", BAICHUAN2_VOCABULARIES.get(config.get("vocab_size", 0), signs))
+        return "baichuan2_chat" if second else "baichuan_chat"
+    if family.startswith("qwen") and _json(folder / "generation_config.json").get("chat_format") == "chatml":
+        return "qwen_chat"
     tokens = _special_tokens(folder)
     for prefix, token, template in BY_TOKEN:
         if family.startswith(prefix) and token in tokens:

@@ -1,21 +1,35 @@
 """Owns the step from spans to token ids, for training and for chatting alike; works with any tokenizer object."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from typing import Any
 
 from xtuner.conversation.message import Span
+from xtuner.conversation.word import WordMemory, find_space, to_bytes
 from xtuner.errors import UserError
 
-Piece = tuple[list[int], bool]
-"""The ids of one span, and whether they are learned."""
+Piece = tuple[bytes, bool]
+"""The ids of one span as int32, and whether they are learned."""
 
 CACHED_TEXTS = 20_000
 CACHED_CHARS = 512
 """Texts up to this long are remembered: separators and the copies that small data sets are full of."""
 
-PROBES = ("Hello, world! 1234", "你好，世界。", " a\n\n  b\t", "<|im_start|>user\n</s><s>", "\N{GRINNING FACE}é")
+CHATGLM_BOS = ("[gMASK]", "sop")
+"""Tokens that say which family a tokenizer is of, where its class does not: saved ones have a generic class."""
+
+CHATGLM_ROLES = ("<|user|>", "<|assistant|>")
+"""Special tokens of its third generation."""
+
+PROBES = (
+    "Hello, world! 1234",
+    "你好，世界。",
+    " a\n\n  b\t",
+    "<|im_start|>user\n</s><s>",
+    "\N{GRINNING FACE}é",
+    "It's what we'll do: 12 345 \"times\" (or more), isn't it?\n1. One\n2. two-three e\u0301 \u0301a \u00a0b\n",
+    "def f(x):\n    return x  # twice  two ",
+)
 
 
 class Encoder:
@@ -30,14 +44,16 @@ class Encoder:
         family = type(tokenizer).__name__.lower()
         if family.startswith("qwen"):
             self.bos: list[int] = []
-        elif family.startswith("chatglm"):
-            self.bos = [int(index) for index in tokenizer.convert_tokens_to_ids(["[gMASK]", "sop"])]
+        elif family.startswith("chatglm") or _knows(tokenizer, CHATGLM_BOS):
+            self.bos = [int(index) for index in tokenizer.convert_tokens_to_ids(list(CHATGLM_BOS))]
         else:
             self.bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
         self.eos: list[int] = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-        self._known: dict[str, list[int]] = {}
+        self._known: dict[str, bytes] = {}
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self._direct = self._free() and self._agrees()
+        self.words: WordMemory | None = None
+        """What `encode_many` remembers after `remember_words`; None: it asks the tokenizer for every text."""
 
     def encode(self, spans: Sequence[Span]) -> tuple[list[int], list[bool]]:
         """Return the ids of `spans`, one after another, and for each id whether it is learned.
@@ -45,17 +61,41 @@ class Encoder:
         Raises:
             UserError: an EOS is needed and the tokenizer has none, or a span holds a picture.
         """
-        pieces = self.encode_many([spans])[0]
-        ids = list(chain.from_iterable(ids for ids, _ in pieces))
-        trained = [train for ids, train in pieces for _ in ids]
+        ids: list[int] = []
+        trained: list[bool] = []
+        for span in spans:
+            self._refuse_pictures(span)
+            piece = self._mark(span) if span.mark else self._tokenize([span.text])[0]
+            ids += piece
+            trained += [span.train] * len(piece)
         return ids, trained
 
     def encode_many(self, rows: Sequence[Sequence[Span]]) -> list[list[Piece]]:
-        """Return the pieces of many rendered conversations; all their texts go through the tokenizer at once."""
-        if any(span.images for row in rows for span in row):
-            raise UserError("A message holds a picture, and this model reads text only.")
-        known = self._look_up({span.text for row in rows for span in row if span.mark is None})
-        return [[(self._mark(span) if span.mark else known[span.text], span.train) for span in row] for row in rows]
+        """Return the pieces of many rendered conversations: what `encode` gives, much faster.
+
+        Raises:
+            UserError: as `encode`.
+        """
+        texts: list[str] = []
+        for row in rows:
+            for span in row:
+                self._refuse_pictures(span)
+                if span.mark is None:
+                    texts.append(span.text)
+        encoded = iter(self.words.encode(texts) if self.words else self._look_up(texts))
+        marks = {mark: to_bytes(ids) for mark, ids in (("bos", self.bos), ("eos", self.eos))}
+        if not self.eos:
+            for span in (span for row in rows for span in row):
+                self._mark(span)
+        return [[(marks[span.mark] if span.mark else next(encoded), span.train) for span in row] for row in rows]
+
+    def remember_words(self) -> None:
+        """Make `encode_many` faster by a memory of words, if the tokenizer is of a kind for which that is exact."""
+        space = find_space(self._backend) if self.words is None and self._direct else None
+        if space is not None:
+            words = WordMemory(space, self._backend, self._tokenize)
+            if words.encode(PROBES) == [to_bytes(ids) for ids in self._tokenize(list(PROBES))]:
+                self.words = words
 
     def fingerprint(self) -> str:
         """Return a hash that is the same for tokenizers that turn texts into the same ids."""
@@ -66,25 +106,27 @@ class Encoder:
         digest.update(repr(self._tokenize(list(PROBES))).encode())
         return digest.hexdigest()
 
+    def _refuse_pictures(self, span: Span) -> None:
+        if span.images:
+            raise UserError("A message holds a picture, and this model reads text only.")
+
     def _mark(self, span: Span) -> list[int]:
         if span.mark == "bos":
             return self.bos
-        if not self.eos:
+        if span.mark == "eos" and not self.eos:
             raise UserError(
                 "This tokenizer has no end-of-text token, and the chat template needs one.",
                 "Name one in the tokenizer options, for instance tokenizer_options.eos_token='<|im_end|>'.",
             )
         return self.eos
 
-    def _look_up(self, texts: Iterable[str]) -> dict[str, list[int]]:
-        found = {text: self._known[text] for text in texts if text in self._known}
-        missing = [text for text in texts if text not in found]
-        if missing:
-            new = dict(zip(missing, self._tokenize(missing), strict=True))
-            found.update(new)
-            if len(self._known) + len(new) > CACHED_TEXTS:
-                self._known.clear()
-            self._known.update((text, ids) for text, ids in new.items() if len(text) <= CACHED_CHARS)
+    def _look_up(self, texts: Sequence[str]) -> list[bytes]:
+        missing = [text for text in dict.fromkeys(texts) if text not in self._known]
+        new = dict(zip(missing, map(to_bytes, self._tokenize(missing)), strict=True))
+        found = [new[text] if text in new else self._known[text] for text in texts]
+        if len(self._known) + len(new) > CACHED_TEXTS:
+            self._known.clear()
+        self._known.update((text, ids) for text, ids in new.items() if len(text) <= CACHED_CHARS)
         return found
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
@@ -103,3 +145,13 @@ class Encoder:
     def _agrees(self) -> bool:
         singly = [list(self.tokenizer.encode(text, add_special_tokens=False)) for text in PROBES]
         return self._tokenize_directly(list(PROBES)) == singly
+
+
+def reads_roles_as_text(tokenizer: Any) -> bool:
+    """Whether a tokenizer of ChatGLM3 would take the words for roles in a template apart, as it does if it is opened
+    without `encode_special_tokens`; the model was trained on one token for each."""
+    return getattr(tokenizer, "split_special_tokens", False) and _knows(tokenizer, CHATGLM_ROLES)
+
+
+def _knows(tokenizer: Any, tokens: Sequence[str]) -> bool:
+    return hasattr(tokenizer, "get_vocab") and set(tokens) <= tokenizer.get_vocab().keys()

@@ -8,6 +8,9 @@ from xtuner.conversation.template import SLOT, ChatTemplate
 NAME = re.compile(r"\{#-? template ([\w-]+) of XTuner -?#\}")
 """The comment by which `detect` knows our own work."""
 
+OPENING = {"chatglm2": "[gMASK]sop", "chatglm3": "[gMASK]sop"}
+"""What opens a conversation of models whose tokenizers name no BOS."""
+
 
 def to_jinja(template: ChatTemplate) -> str:
     """Return a chat template (as transformers, vLLM and llama.cpp render it) that spells what `template.render` spells.
@@ -16,12 +19,13 @@ def to_jinja(template: ChatTemplate) -> str:
     assistant's turn whenever a question is unanswered, whether or not `add_generation_prompt` is set.
     """
     instruction = _expression(template.instruction)
+    opening = f"bos_token or {_literal(OPENING[template.name])}" if template.name in OPENING else "bos_token"
     if template.system is None:
         system = f"raise_exception({_literal(f'The template {template.name} has no place for a system text.')})"
     else:
         system = _expression(template.system)
     prompt = (
-        "{%- if t.bos -%}{{ bos_token }}{%- endif -%}"
+        "{%- if t.bos -%}{{ " + opening + " }}{%- endif -%}"
         "{%- if t.system -%}{{ " + system + " }}{%- endif -%}"
         "{{ " + instruction + " }}"
     )

@@ -1,13 +1,13 @@
 """What is said: messages, and the spans of text that a template makes of them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool", "text"]
 Mark = Literal["bos", "eos"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of one speaker. `text` is a role of its own for plain documents (continued pre-training)."""
 
@@ -23,7 +23,7 @@ class Message:
 Conversation = list[Message]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Span:
     """A piece of a rendered conversation that is tokenised on its own.
 
@@ -33,4 +33,4 @@ class Span:
     text: str = ""
     train: bool = False
     mark: Mark | None = None
-    images: tuple[str, ...] = field(default=())
+    images: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
 """Owns the spelling of a conversation: a `ChatTemplate` turns messages into spans, for training and chatting alike."""
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,13 @@ SLOT = re.compile(r"\{(system|input|round)\}")
 
 def fill(slot: str, **values: str) -> str:
     """Put `values` into the `{system}`, `{input}`, `{round}` of `slot`, once: braces in the values stay as they are."""
-    return SLOT.sub(lambda match: values[match[1]], slot)
+    return "".join([values[part] if index % 2 else part for index, part in enumerate(_parts(slot))])
+
+
+@functools.cache
+def _parts(slot: str) -> tuple[str, ...]:
+    """Take a slot apart: every second part is a name."""
+    return tuple(SLOT.split(slot))
 
 
 @dataclass(frozen=True)

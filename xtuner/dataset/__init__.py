@@ -9,10 +9,13 @@ FORMATS: dict[str, str] = {
     "conversation": "xtuner.dataset.formats.turn:conversation",
     "crime_kg_assitan": "xtuner.dataset.formats.column:crime_kg_assitan",
     "default": "xtuner.dataset.formats.column:default",
+    "internevo": "xtuner.dataset.formats.token:internevo",
+    "internevo_messages": "xtuner.dataset.formats.message:openai",
     "law_reference": "xtuner.dataset.formats.column:law_reference",
     "llava": "xtuner.dataset.formats.message:llava",
     "llava_image_only": "xtuner.dataset.formats.message:llava_image_only",
     "medical": "xtuner.dataset.formats.column:medical",
+    "moss": "xtuner.dataset.formats.moss:moss",
     "msagent_react": "xtuner.dataset.formats.agent:msagent_react",
     "oasst1": "xtuner.dataset.formats.plain:oasst1",
     "openai": "xtuner.dataset.formats.message:openai",
@@ -24,8 +27,16 @@ FORMATS: dict[str, str] = {
     "stack_exchange": "xtuner.dataset.formats.column:stack_exchange",
     "text": "xtuner.dataset.formats.plain:text",
     "tiny_codes": "xtuner.dataset.formats.column:tiny_codes",
+    "tokens": "xtuner.dataset.formats.token:tokens",
     "wizardlm": "xtuner.dataset.formats.message:wizardlm",
 }
-"""Row formats: name -> function `row -> Conversation`."""
+"""Row formats: name -> function `row -> Conversation | Script | Tokens`."""
 
-__all__ = ["FORMATS"]
+PAIR_FORMATS: dict[str, str] = {
+    "intel_orca_dpo": "xtuner.dataset.formats.preference:intel_orca_dpo",
+    "orpo_dpo_mix_40k": "xtuner.dataset.formats.preference:orpo_dpo_mix_40k",
+    "preference": "xtuner.dataset.formats.preference:preference",
+}
+"""Formats of preferences: name -> function `row -> Pair`."""
+
+__all__ = ["FORMATS", "PAIR_FORMATS"]

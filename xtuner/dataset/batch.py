@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from xtuner.ops.linear_cross_entropy import IGNORE
 from xtuner.ops.packing import Packing
 
-IGNORE = -100
-"""A label that is not learned."""
+__all__ = ["IGNORE", "Batch"]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ from xtuner.conversation.encode import Encoder, Piece
 from xtuner.conversation.message import Conversation, Message, Span
 from xtuner.conversation.template import ChatTemplate
 from xtuner.dataset.formats.turn import from_turns
-from xtuner.dataset.row import BadRow, Row
+from xtuner.dataset.piece import ID_BYTES, cut, learns, num_tokens, to_pieces, whole_turns
+from xtuner.dataset.row import BadRow, Row, Script, Tokens
 from xtuner.errors import UserError
 
 NOTHING = "nothing in it is learned"
@@ -31,12 +31,52 @@ class Job:
     format_name: str
     read: Callable[[Row], Any]
     own: bool
-    """`read` is one of ours: it raises BadRow and returns messages."""
+    """`read` is one of ours: it raises BadRow and returns messages, a Script or Tokens."""
     template: ChatTemplate | None
     encoder: Encoder
     max_length: int
     rename: Mapping[str, str] = dataclasses.field(default_factory=dict)
     system: str | None = None
+    min_length: int = 0
+    """Rows of tokens with fewer of them are left out."""
+    pairs: bool = False
+    """`read` gives a `Pair`: `encode_pairs` makes the samples."""
+    ending: int | None = None
+    """With `pairs`: a token put behind every sample, where a reward is read."""
+
+    def no_template(self) -> UserError:
+        """Return the error of conversations without a chat template."""
+        return UserError(
+            f"{self.label} holds conversations, and the model does not say which chat template it speaks.",
+            f"Choose one with data.template: {', '.join(sorted(TEMPLATES))}.",
+        )
+
+    def call(self, number: int, row: Row) -> Any:
+        """Call a user's format function.
+
+        Raises:
+            UserError: it failed.
+        """
+        try:
+            return self.read(row)
+        except BadRow:
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise UserError(
+                f"The format {self.format_name} failed on row {number} of {self.label} ({what}).", "Mend the function."
+            ) from error
+
+    def wrong_result(self, number: int, result: Any, wanted: str) -> UserError:
+        """Return the error of a user's function that returns something else than `wanted`."""
+        return UserError(
+            f"The format {self.format_name} returned {type(result).__name__} for row {number} of {self.label}.",
+            f"It must return {wanted}.",
+        )
+
+    def with_system(self, conversation: Conversation) -> Conversation:
+        """Open a conversation with the system text."""
+        return [Message("system", self.system or ""), *conversation]
 
 
 @dataclasses.dataclass
@@ -61,6 +101,24 @@ class Chunk:
     shortest_prompt: int | None = None
     """Tokens before the first learned one, the least of all rows dropped as TOO_LONG."""
 
+    @classmethod
+    def empty(cls, num_rows: int) -> "Chunk":
+        """Begin with no samples of `num_rows` rows."""
+        return cls(np.empty(0, np.int32), np.empty(0, bool), [], [], [], num_rows=num_rows)
+
+    def lay_out(self, samples: Sequence[Sequence[Piece]]) -> None:
+        """Write the pieces of `samples` one after another."""
+        flat = [piece for sample in samples for piece in sample]
+        sizes = [len(ids) // ID_BYTES for ids, _ in flat]
+        self.ids = np.frombuffer(b"".join([ids for ids, _ in flat]), np.int32)
+        self.trained = np.repeat(np.array([train for _, train in flat], bool), sizes)
+        self.lengths = [num_tokens(sample) for sample in samples]
+
+    def leave_out_long(self, number: int, prompt: int) -> None:
+        """Note that of a row with `prompt` tokens before the first learned one nothing to learn remains."""
+        self.dropped.append((number, TOO_LONG))
+        self.shortest_prompt = min(prompt, self.shortest_prompt or prompt)
+
 
 def encode_rows(job: Job, rows: Sequence[NumberedRow]) -> Chunk:
     """Encode `rows` (number, columns).
@@ -71,139 +129,137 @@ def encode_rows(job: Job, rows: Sequence[NumberedRow]) -> Chunk:
     Raises:
         UserError: a user's format function failed, or conversations without a template.
     """
-    numbers: list[int] = []
-    talks: list[bool] = []
-    rendered: list[list[Span]] = []
-    chunk = Chunk(np.empty(0, np.int32), np.empty(0, bool), [], [], [], num_rows=len(rows))
+    drafts: list[_Draft] = []
+    chunk = Chunk.empty(len(rows))
     for number, row in rows:
         try:
-            conversation = to_conversation(job, number, row)
+            drafts += _draft(job, number, row)
         except BadRow as reason:
             chunk.dropped.append((number, str(reason)))
-            continue
-        talk = any(message.role != "text" for message in conversation)
-        if talk and job.template is None:
-            raise UserError(
-                f"{job.label} holds conversations, and the model does not say which chat template it speaks.",
-                f"Choose one with data.template: {', '.join(sorted(TEMPLATES))}.",
-            )
-        numbers.append(number)
-        talks.append(talk)
-        rendered.append((job.template or PLAIN).render(conversation))
-    chunk.num_talks = sum(talks)
+    encoded = iter(job.encoder.encode_many([draft.spans for draft in drafts if draft.spans]))
     samples: list[list[Piece]] = []
-    encoded = job.encoder.encode_many(rendered)
-    for number, talk, spans, pieces in zip(numbers, talks, rendered, encoded, strict=True):
-        parts = list(_samples(job, chunk, number, talk, pieces))
+    for draft in drafts:
+        chunk.num_talks += draft.talk
+        pieces = next(encoded) if draft.spans else draft.pieces
+        parts = list(_samples(job, chunk, draft, pieces))
         samples += parts
-        chunk.groups += [_hash(spans)] * len(parts)
-        chunk.rows += [number] * len(parts)
-    flat = [piece for sample in samples for piece in sample]
-    sizes = np.fromiter((len(ids) for ids, _ in flat), np.int64, len(flat))
-    chunk.ids = np.fromiter(chain.from_iterable(ids for ids, _ in flat), np.int32, int(sizes.sum()))
-    chunk.trained = np.repeat(np.fromiter((train for _, train in flat), bool, len(flat)), sizes)
-    chunk.lengths = [sum(len(ids) for ids, _ in sample) for sample in samples]
+        chunk.groups += [_hash(draft)] * len(parts)
+        chunk.rows += [draft.number] * len(parts)
+    chunk.lay_out(samples)
     return chunk
 
 
+@dataclasses.dataclass(slots=True)
+class _Draft:
+    """A row on its way: spans that are to be tokenised, or pieces that are tokens already."""
+
+    number: int
+    talk: bool
+    spans: list[Span] = dataclasses.field(default_factory=list)
+    pieces: list[Piece] = dataclasses.field(default_factory=list)
+    turns: list[int] = dataclasses.field(default_factory=list)
+    """Of a Script: the number of spans in each turn."""
+
+
+def _draft(job: Job, number: int, row: dict[str, Any]) -> Iterator[_Draft]:
+    """Yield what a row holds: one conversation, or all samples of a row of tokens."""
+    read = _read(job, number, row)
+    if isinstance(read, Tokens):
+        if sum(len(ids) for ids, _ in read.samples) < job.min_length:
+            raise BadRow(f"fewer than {job.min_length} tokens")
+        for ids, trained in read.samples:
+            yield _Draft(number, not all(trained[1:]), pieces=to_pieces(ids, trained))
+    elif isinstance(read, Script):
+        spans = [span for turn in read.turns for span in turn]
+        yield _Draft(number, True, spans, turns=[len(turn) for turn in read.turns])
+    else:
+        talk = any(message.role != "text" for message in read)
+        if talk and job.template is None:
+            raise job.no_template()
+        yield _Draft(number, talk, (job.template or PLAIN).render(read))
+
+
 def to_conversation(job: Job, number: int, row: dict[str, Any]) -> Conversation:
-    """Apply the renamings, the format and the system text of `job` to a row.
+    """Apply the renamings, the format and the system text of `job` to a row; one of tokens says nothing.
 
     Raises:
         BadRow: the row cannot be used.
         UserError: a user's format function failed.
     """
+    read = _read(job, number, row)
+    if isinstance(read, Tokens):
+        return []
+    if isinstance(read, Script):
+        return [Message("text", span.text, train=span.train) for turn in read.turns for span in turn if span.text]
+    return read
+
+
+def _read(job: Job, number: int, row: dict[str, Any]) -> Conversation | Script | Tokens:
     if job.rename:
         row = {job.rename.get(name, name): value for name, value in row.items()}
-    if job.own:
-        conversation = job.read(row)
-    else:
-        conversation = _foreign(job, number, row)
-    for message in conversation:
-        try:
-            message.text.encode()
-        except UnicodeEncodeError:
-            raise BadRow("a broken character (half of a surrogate pair)") from None
-    roles = {message.role for message in conversation}
+    read = job.read(row) if job.own else _foreign(job, number, row)
+    if isinstance(read, Tokens):
+        return read
+    check_text((span for turn in read.turns for span in turn) if isinstance(read, Script) else read)
+    if isinstance(read, Script):
+        return read
+    roles = {message.role for message in read}
     if job.system and "system" not in roles and roles != {"text"}:
-        return [Message("system", job.system), *conversation]
-    return conversation
+        return job.with_system(read)
+    return list(read)
+
+
+def check_text(said: Iterable[Message | Span]) -> None:
+    """Refuse texts that cannot be written in UTF-8.
+
+    Raises:
+        BadRow: there is one.
+    """
+    for part in said:
+        if not part.text.isascii():
+            try:
+                part.text.encode()
+            except UnicodeEncodeError:
+                raise BadRow("a broken character (half of a surrogate pair)") from None
 
 
 def _foreign(job: Job, number: int, row: dict[str, Any]) -> Conversation:
     """Call a user's function: it returns messages, or as in 0.1.x {"conversation": turns}, or turns."""
-    try:
-        result = job.read(row)
-    except BadRow:
-        raise
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"The format {job.format_name} failed on row {number} of {job.label} ({what}).", "Mend the function."
-        ) from error
+    result = job.call(number, row)
     if isinstance(result, Mapping):
         result = result.get("conversation")
     if isinstance(result, list | tuple):
         if result and all(isinstance(item, Message) for item in result):
             return list(result)
         return from_turns(result)
-    raise UserError(
-        f"The format {job.format_name} returned {type(result).__name__} for row {number} of {job.label}.",
-        'It must return {"conversation": [{"input": ..., "output": ...}]}, or a list of messages.',
-    )
+    raise job.wrong_result(number, result, '{"conversation": [{"input": ..., "output": ...}]}, or a list of messages')
 
 
-def _samples(job: Job, chunk: Chunk, number: int, talk: bool, pieces: list[Piece]) -> Iterator[list[Piece]]:
+def _samples(job: Job, chunk: Chunk, draft: _Draft, pieces: list[Piece]) -> Iterator[list[Piece]]:
     """Yield what is kept of one row; note in `chunk` what happened to it."""
-    if not _learns(pieces):
+    number = draft.number
+    if not learns(pieces):
         chunk.dropped.append((number, NOTHING))
         return
-    length = sum(len(ids) for ids, _ in pieces)
-    if length <= job.max_length:
+    if num_tokens(pieces) <= job.max_length:
         yield pieces
         return
-    parts = list(_cut(pieces, job.max_length)) if not talk else [next(_cut(pieces, job.max_length))]
-    parts = [part for part in parts if _learns(part)]
+    if draft.turns:
+        parts = [whole_turns(pieces, draft.turns, job.max_length)]
+    else:
+        parts = list(cut(pieces, job.max_length))[: 1 if draft.talk else None]
+    parts = [part for part in parts if learns(part)]
     if not parts:
-        chunk.dropped.append((number, TOO_LONG))
         first = next(index for index, (_, train) in enumerate(pieces) if train)
-        prompt = sum(len(ids) for ids, _ in pieces[:first])
-        chunk.shortest_prompt = min(prompt, chunk.shortest_prompt or prompt)
+        chunk.leave_out_long(number, num_tokens(pieces[:first]))
         return
-    (chunk.truncated if talk else chunk.parted).append(number)
+    (chunk.truncated if draft.talk else chunk.parted).append(number)
     yield from parts
 
 
-def _learns(pieces: Sequence[Piece]) -> bool:
-    """Whether a target remains: the first token of a sample is never one."""
-    at = 0
-    for ids, train in pieces:
-        if train and at + len(ids) > 1:
-            return True
-        at += len(ids)
-    return False
-
-
-def _cut(pieces: Sequence[Piece], max_length: int) -> Iterator[list[Piece]]:
-    """Yield windows of `max_length` tokens, the last one maybe shorter."""
-    window: list[Piece] = []
-    room = max_length
-    for ids, train in pieces:
-        at = 0
-        while at < len(ids):
-            taken = ids[at : at + room]
-            window.append((taken, train))
-            at += len(taken)
-            room -= len(taken)
-            if room == 0:
-                yield window
-                window, room = [], max_length
-    if window:
-        yield window
-
-
-def _hash(spans: Sequence[Span]) -> int:
-    digest = hashlib.blake2b(digest_size=8)
-    for span in spans:
-        digest.update(f"{span.mark or ''}{span.train}{len(span.text)}:{span.text}".encode())
+def _hash(draft: _Draft) -> int:
+    said = "".join([f"{span.mark or ''}{span.train}{len(span.text)}:{span.text}" for span in draft.spans])
+    digest = hashlib.blake2b(said.encode(), digest_size=8)
+    for ids, train in draft.pieces:
+        digest.update(ids + bytes((train,)))
     return int.from_bytes(digest.digest(), "little")

@@ -1,34 +1,32 @@
 """Owns the preparation of one source: its rows become samples on disk, once; afterwards they come from the cache."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from xtuner.config.choice import pick
 from xtuner.config.spec import DataSpec, SourceSpec
 from xtuner.conversation.encode import Encoder
 from xtuner.conversation.template import ChatTemplate
-from xtuner.dataset import FORMATS
+from xtuner.dataset import FORMATS, PAIR_FORMATS
 from xtuner.dataset.cache import cache_folder, hash_code, make_key, new_entry, tidy
 from xtuner.dataset.encode import Job
-from xtuner.dataset.formats.recognise import recognise
+from xtuner.dataset.formats.recognise import recognise, recognise_pairs
 from xtuner.dataset.parallel import encode_source
+from xtuner.dataset.progress import show_progress
 from xtuner.dataset.report import SourceReport
 from xtuner.dataset.row import BadRow
 from xtuner.dataset.source import Source, open_source
 from xtuner.dataset.store import ABOUT, Samples, SampleWriter
 from xtuner.errors import UserError
 
-REFRESH_SECONDS = 0.2
 LOOKED_AT = 100
 """Rows that are read to recognise the format."""
 
@@ -54,7 +52,11 @@ class Preparer:
         template: ChatTemplate | None,
         seed: int,
         tell: Callable[[str], None],
+        *,
+        pairs: bool = False,
+        ending: int | None = None,
     ) -> None:
+        self.pairs, self.ending = pairs, ending
         self.spec, self.encoder, self.template, self.seed, self.tell = spec, encoder, template, seed, tell
         self.folder = cache_folder(spec.cache)
         self.tokenizer_hash = encoder.fingerprint()
@@ -77,17 +79,28 @@ class Preparer:
                     f"{source.label} has no column {name} to rename.", f"It has: {', '.join(map(str, first))}."
                 )
         samples = [{spec.rename.get(name, name): value for name, value in row.items()} for row in rows]
-        format_name = spec.format or recognise(samples, source.label)
+        formats = PAIR_FORMATS if self.pairs else FORMATS
+        if spec.format in (FORMATS if self.pairs else PAIR_FORMATS) and spec.format not in formats:
+            wanted = "pairs of answers" if self.pairs else "conversations or texts"
+            raise UserError(
+                f"{source.label}: rows of the format {spec.format} are no {wanted}, which the objective learns from.",
+                "Choose another objective (objective=sft, dpo, ...) or format.",
+            )
+        format_name = spec.format or (recognise_pairs if self.pairs else recognise)(samples, source.label)
+        read = pick(formats, format_name, "row format")
         job = Job(
             label=source.label,
             format_name=format_name,
-            read=pick(FORMATS, format_name, "row format"),
-            own=format_name in FORMATS,
+            read=functools.partial(read, bot_name=spec.bot_name) if spec.bot_name else read,
+            own=format_name in formats,
             template=self.template,
             encoder=self.encoder,
             max_length=self.spec.max_length,
             rename=spec.rename,
             system=spec.system,
+            min_length=spec.min_length,
+            pairs=self.pairs,
+            ending=self.ending,
         )
         return Opened(spec, source, job, _unused(job, samples[0]))
 
@@ -102,7 +115,7 @@ class Preparer:
             source.fingerprint(),
             job.format_name if job.own else hash_code(job.read),
             sorted(spec.rename.items()),
-            spec.system,
+            (spec.system, spec.bot_name, spec.min_length, self.pairs, self.ending),
             (spec.limit, self.seed) if spec.limit else None,
             dataclasses.astuple(self.template) if self.template else None,
             self.tokenizer_hash,
@@ -142,34 +155,16 @@ class Preparer:
             chosen = _draw(source, spec.limit, self.seed) if spec.limit else None
             writer = SampleWriter(folder)
             try:
-                with _progress_bar() as bar:
-                    task = bar.add_task(f"Preparing {source.label}", total=1.0)
-                    shown = 0.0
+                with show_progress(f"Preparing {source.label}") as show:
                     for chunk in encode_source(job, source, chosen):
                         writer.add(chunk)
                         report.add(chunk)
-                        late = time.monotonic() - shown > REFRESH_SECONDS
-                        bar.update(task, completed=source.progress.share, refresh=late)
-                        shown = time.monotonic() if late else shown
+                        show(source.progress.share)
             finally:
                 writer.close()
             report.notes = source.progress.notes
             report.need_samples(self.spec.max_length)
             (folder / ABOUT).write_text(json.dumps(dataclasses.asdict(report), ensure_ascii=False), encoding="utf-8")
-
-
-def _progress_bar() -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        auto_refresh=False,  # no thread of its own: worker processes are forked while it is shown
-        disable=not console.is_terminal,
-    )
 
 
 def _draw(source: Source, limit: int, seed: int) -> set[int] | None:

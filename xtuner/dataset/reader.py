@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, time
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -83,6 +84,8 @@ class _Text:
     def peek(self) -> str:
         """Skip white space and return the next character, or an empty text at the end of the file."""
         while True:
+            if (sign := self.block[self.at : self.at + 1]) > " ":
+                return sign
             match = SPACE.match(self.block, self.at)
             assert match is not None
             self.at = match.end()
@@ -187,7 +190,17 @@ def read_text_lines(file: Path, progress: Progress) -> Iterator[dict[str, Any]]:
 
 
 def read_xlsx(file: Path, progress: Progress) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the first sheet of an Excel file; its first row names the columns.
+    """Yield the rows of the first sheet of an Excel file as texts; its first row names the columns.
+
+    Raises:
+        UserError: no Excel file.
+    """
+    for row in read_cells(file, progress):
+        yield {name: _to_text(cell) for name, cell in row.items()}
+
+
+def read_cells(file: Path, progress: Progress) -> Iterator[dict[str, Any]]:
+    """Yield the rows of `read_xlsx` with cells as they are: texts, numbers, dates, None for empty ones.
 
     Raises:
         UserError: no Excel file.
@@ -208,15 +221,20 @@ def read_xlsx(file: Path, progress: Progress) -> Iterator[dict[str, Any]]:
         header = [str(name).strip() if name is not None else None for name in next(rows, ())]
         for number, cells in enumerate(rows, 2):
             progress.share = number / total
-            row = {
-                name: cell if cell is None or isinstance(cell, str) else str(cell)
-                for name, cell in zip(header, cells, strict=False)
-                if name is not None
-            }
+            row = {name: cell for name, cell in zip(header, cells, strict=False) if name is not None}
             if any(cell is not None for cell in row.values()):
                 yield row
     finally:
         book.close()
+
+
+def _to_text(cell: Any) -> str | None:
+    """Write a cell as a person would: Excel knows no date without a time of day."""
+    if cell is None or isinstance(cell, str):
+        return cell
+    if isinstance(cell, datetime) and cell.time() == time.min:
+        return str(cell.date())
+    return str(cell)
 
 
 def read_parquet(file: Path, progress: Progress) -> Iterator[dict[str, Any]]:
@@ -234,6 +252,22 @@ def read_parquet(file: Path, progress: Progress) -> Iterator[dict[str, Any]]:
                 progress.share = done / total
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{file} is not a Parquet file that can be read.", "Write or download it again.") from error
+
+
+def read_message_lines(file: Path, progress: Progress) -> Iterator[dict[str, Any]]:
+    """Yield {"messages": list} for every line of a file whose lines are JSON lists of messages, as InternEvo's are.
+
+    Raises:
+        UserError: not UTF-8, or a line that is no JSON list or object.
+    """
+    for number, row in enumerate(read_text_lines(file, progress), 1):
+        try:
+            said = json.loads(row["text"])
+        except ValueError as error:
+            raise UserError(f"{file}, row {number} is not valid JSON: {error}.", "Mend that line.") from None
+        if not isinstance(said, list | dict):
+            raise UserError(f"{file}, row {number} is no list of messages.", "Write every row as [{...}, ...].")
+        yield {"messages": said} if isinstance(said, list) else said
 
 
 def not_utf8(file: Path, line: int) -> UserError:
@@ -255,6 +289,7 @@ READERS: dict[str, Reader] = {
     "xlsx": read_xlsx,
     "parquet": read_parquet,
     "text": read_text_lines,
+    "messages": read_message_lines,
 }
 SUFFIXES: dict[str, str] = {
     ".json": "json",

@@ -127,6 +127,7 @@ class DataReport:
     samples: int = 0
     packs: int = 0
     packed: bool = True
+    pack_length: int = 0
     tokens: int = 0
     trained_tokens: int = 0
     kept_rows: int = 0
@@ -149,9 +150,9 @@ class DataReport:
             first, *rest = source.lines(self.max_length)
             said += [f"Validation: {first}", *rest]
         if self.packed:
-            full = self.tokens / (self.packs * self.max_length)
+            full = self.tokens / (self.packs * self.pack_length)
             said.append(
-                f"{many(self.samples, 'sample')} in {many(self.packs, 'pack')} of at most {self.max_length:,} tokens, "
+                f"{many(self.samples, 'sample')} in {many(self.packs, 'pack')} of at most {self.pack_length:,} tokens, "
                 f"{full:.1%} full."
             )
         else:

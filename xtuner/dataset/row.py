@@ -1,9 +1,38 @@
-"""Owns what a row that cannot be used is called, and how a column of a row is read."""
+"""Owns what a row can be beside a conversation, what one that cannot be used is called, and how a column is read."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from xtuner.conversation.message import Conversation, Span
+
 Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A row that says which of two answers is better."""
+
+    prompt: Conversation
+    chosen: Conversation
+    rejected: Conversation
+
+
+@dataclass(frozen=True)
+class Script:
+    """A row that is spelled out already, without a template: spans in turns.
+
+    A turn that does not fit into `max_length` is left out whole, with all that follow it.
+    """
+
+    turns: list[list[Span]]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A row that is tokens already: one or more samples, each the ids and whether each of them is learned."""
+
+    samples: list[tuple[list[int], list[bool]]]
 
 
 class BadRow(Exception):

@@ -104,6 +104,12 @@ class PackedDataset:
         labels = np.where(np.concatenate(trained) != 0, input_ids, IGNORE)
         return Pack(input_ids, labels, [len(part) for part in ids])
 
+    def sizes(self) -> np.ndarray:
+        """Return the tokens of each pack (P,)."""
+        lengths = np.concatenate([store.lengths for store in self.stores])[self.packs.members]
+        sums = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        return np.diff(sums[self.packs.borders])
+
     def highest_id(self) -> int:
         """Return the largest token id in the folders; reads all of them."""
         return max((int(store.ids.max()) for store in self.stores if len(store)), default=-1)

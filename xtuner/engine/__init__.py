@@ -10,12 +10,18 @@ OPTIMISERS: dict[str, str] = {
 """Values of `optim.name`."""
 
 STRATEGIES: dict[str, str] = {
+    "ddp": "xtuner.engine.strategy.ddp:DDP",
+    "deepspeed": "xtuner.engine.strategy.deepspeed:DeepSpeed",
+    "fsdp": "xtuner.engine.strategy.fsdp:FSDP",
     "single": "xtuner.engine.strategy.single:Single",
 }
 """Values of `strategy`."""
 
 CALLBACKS: dict[str, str] = {
+    "hf_model": "xtuner.engine.callbacks.hf_model:HFModel",
+    "tensorboard": "xtuner.engine.callbacks.tensorboard:TensorBoard",
     "throughput": "xtuner.engine.callbacks.throughput:Throughput",
+    "wandb": "xtuner.engine.callbacks.wandb:WandB",
 }
 """Values of `callbacks`, beside those that every run has."""
 

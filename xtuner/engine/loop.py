@@ -10,8 +10,11 @@ from xtuner.engine.metrics import NotFinite, peak_memory
 from xtuner.engine.precision import NOT_FINITE_HELP
 from xtuner.engine.resume import save_checkpoint
 from xtuner.engine.run import Run
+from xtuner.engine.spike import IN_A_ROW, SpikeGuard
 from xtuner.engine.step import Micro, train_step
 from xtuner.errors import UserError, is_out_of_memory
+from xtuner.log import LOGGER
+from xtuner.program import program
 
 SHOWN = 200
 """Characters of a sample that an error shows."""
@@ -33,7 +36,7 @@ def run_loop(run: Run) -> None:
             callback.before_train(run)
         run.metrics.restart_clock()
         while not run.last:
-            if run.wish.signal is not None:
+            if run.stopping():
                 raise Stopped
             _next_step(run)
         for callback in run.callbacks:
@@ -61,13 +64,23 @@ def _next_step(run: Run) -> None:
         if micro.stepped:
             run.border = run.iteration
         run.metrics.add(micro)
+        if micro.skipped:
+            run.metrics.leave_out(window.start)
         for callback in run.callbacks:
             callback.after_iteration(run)
         run.metrics.restart_clock()
-        if run.wish.signal is not None and not run.last:
+        if run.stopping() and not run.last:
             raise Stopped
 
-    window = run.window()
+    window, guard = run.window(), run.spikes
+
+    def judge(loss: float, norm: float) -> bool:
+        assert guard is not None
+        reason = guard.judge(loss, norm)
+        if reason is not None:
+            _tell_spike(run, guard, window, reason, [row for batch in batches for row in batch.rows])
+        return reason is None
+
     started = time.perf_counter()
     batches = [run.batch(iteration) for iteration in window]
     run.metrics.data_seconds += time.perf_counter() - started
@@ -81,14 +94,32 @@ def _next_step(run: Run) -> None:
         lr=run.schedule.lr(window[-1]),
         max_norm=run.spec.optim.max_norm,
         after=after,
+        judge=judge if guard is not None else None,
     )
+
+
+def _tell_spike(run: Run, guard: SpikeGuard, window: range, reason: str, rows: list[int]) -> None:
+    """Name what is left out.
+
+    Raises:
+        UserError: too many in a row.
+    """
+    one = len(window) == 1
+    what = f"iteration {window.start + 1}" if one else f"iterations {window.start + 1} to {window.stop}"
+    origins = "; ".join(run.data.train.origin(row) for row in rows)
+    if guard.in_a_row >= IN_A_ROW:
+        raise UserError(
+            f"{guard.in_a_row} steps in a row were left out, at last {what}: {reason}. The last rows: {origins}.",
+            "Try a smaller optim.lr, or look at the rows that the log names.",
+        )
+    LOGGER.warning("The step of %s is left out: %s. Its rows: %s.", what, reason, origins)
 
 
 def continue_command(run: Run, checkpoint: str) -> str:
     """Return what to type to go on."""
     folder = run.work.folder
-    words = ["xtuner", "train", str(run.work.config), "--work-dir", str(folder), "--resume", checkpoint]
-    return shlex.join(words)
+    words = ["train", str(run.work.config), "--work-dir", str(folder), "--resume", checkpoint]
+    return f"{program()} {shlex.join(words)}"
 
 
 def _save_and_explain(run: Run) -> UserError:
@@ -105,10 +136,14 @@ def _save_and_explain(run: Run) -> UserError:
 
 
 def _name_batch(run: Run, error: NotFinite) -> UserError:
-    first = run.data.train[error.rows[0]] if error.rows else None
+    own = error.own and bool(error.rows)
+    reader = run.strategy.world.agree(run.strategy.reader + 1 if own else 0) - 1  # of several the last is named
+    rows = error.rows if reader < 0 or run.strategy.readers == 1 else run.order.of(reader).rows(error.iteration)
+    first = run.data.train[rows[0]] if rows else None
     shown = run.tokenizer.decode(list(first.input_ids)[:SHOWN])[:SHOWN] if first is not None else ""
-    origins = "; ".join(run.data.train.origin(row) for row in error.rows)
-    return UserError(f"{error.what} Its batch: {origins}, beginning {shown!r}.", NOT_FINITE_HELP)
+    origins = "; ".join(run.data.train.origin(row) for row in rows)
+    fix = f"{NOT_FINITE_HELP} To leave out such steps, add --skip-spikes."
+    return UserError(f"{error.what} Its batch: {origins}, beginning {shown!r}.", fix)
 
 
 def _explain_memory(run: Run) -> UserError:
@@ -116,7 +151,7 @@ def _explain_memory(run: Run) -> UserError:
     held = f"{peak_memory(device):,} MiB were held"
     if device.type == "cuda":
         held += f" of {torch.cuda.get_device_properties(device).total_memory // 2**20:,}"
-    return UserError(f"The memory ran out at iteration {run.iteration + 1} ({held}).", advise(run.spec))
+    return UserError(f"The memory ran out at iteration {run.iteration + 1} ({held}).", advise(run.spec, run.plan))
 
 
 def _say_way_on(run: Run, error: UserError) -> UserError:

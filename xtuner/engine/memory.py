@@ -3,32 +3,46 @@
 from torch import nn
 
 from xtuner.config.spec import RunSpec
+from xtuner.config.spec_override import override_spec
+from xtuner.engine.plan.choose import list_changes, weigh_chosen, work_of
+from xtuner.engine.plan.memory import moment_bytes
+from xtuner.engine.plan.plan import Plan
+from xtuner.engine.plan.render import render_classes
+
+WORTHWHILE = 0.92
+"""A change is advised if it needs no more than this share of what was needed."""
+SMALLER = "Use a smaller model."
 
 
 def checkpoint_bytes(model: nn.Module, spec: RunSpec) -> int:
-    """Estimate the size of a checkpoint: trained weights, and two moments of each in the optimiser's format."""
-    moment = 1 if "8bit" in spec.optim.name else 4
-    moments = 2 * moment if spec.checkpoint.optimizer else 0
-    return sum(
-        parameter.numel() * (parameter.element_size() + moments)
-        for parameter in model.parameters()
-        if parameter.requires_grad
+    """Estimate the size of a checkpoint: trained weights, and what the optimiser keeps of each."""
+    return round(
+        sum(
+            parameter.numel()
+            * (
+                parameter.element_size()
+                + (moment_bytes(spec.optim.name, parameter.element_size()) if spec.checkpoint.optimizer else 0)
+            )
+            for parameter in model.parameters()
+            if parameter.requires_grad
+        )
     )
 
 
-def advise(spec: RunSpec) -> str:
-    """Say what to type so that less memory is needed: the cheapest change that is left."""
-    if spec.loop.batch_size > 1:
-        accumulate = spec.loop.accumulate * spec.loop.batch_size
-        return f"Add loop.batch_size=1 loop.accumulate={accumulate}, which trains the same."
-    if not spec.model.recompute:
-        return "Add model.recompute=true."
-    if spec.data.max_length > 1024:
-        return f"Add data.max_length={spec.data.max_length // 2}."
-    if spec.model.lora is None:
-        return "Train an adapter instead of all weights: model.lora.r=64."
-    if spec.model.quant is None:
-        return "Keep the frozen weights in 4 bits: model.quant.bits=4."
-    if "8bit" not in spec.optim.name:
-        return "Add optim.name=paged_adamw_8bit."
-    return f"Add data.max_length={max(spec.data.max_length // 2, 1)}, or use a smaller model."
+def advise(spec: RunSpec, plan: Plan | None = None) -> str:
+    """Say what to type so that less memory is needed: the cheapest change that is left.
+
+    With a `plan`, what was held by class comes first, and only a change is named that saves a good part of it.
+    """
+    if plan is None:
+        changes = list_changes(spec, is_cpu=True)
+        return f"Add {' '.join(changes[0])}" if changes else SMALLER
+    spec = plan.resolved()
+    held = f"By the plan it holds {render_classes(plan)} GiB."
+    for words in list_changes(spec, is_cpu=plan.card.is_cpu):
+        changed = override_spec(spec, words)
+        memory = weigh_chosen(changed, plan.shape, plan.card, work_of(changed, plan.work))
+        if memory.need <= WORTHWHILE * plan.memory.need:
+            share = 1 - memory.need / plan.memory.need
+            return f"{held} Add {' '.join(words)}, which takes {share:.0%} less."
+    return f"{held} {SMALLER}"

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,15 +26,21 @@ class Entry:
     seconds: float
     data_seconds: float
     sums: dict[str, Tensor | float]
+    own: float = 0.0
+    """The total of this rank alone."""
+    skipped: bool = False
+    """Its step was left out."""
 
 
 class NotFinite(UserError):
     """The loss or the gradient became nan or inf; `iteration` (counted from 0) and `rows` say where."""
 
-    def __init__(self, what: str, iteration: int, rows: tuple[int, ...]) -> None:
+    def __init__(self, what: str, iteration: int, rows: tuple[int, ...], *, own: bool = True) -> None:
+        """`own`: it happened on this rank, with these rows."""
         super().__init__(what)
         self.iteration = iteration
         self.rows = rows
+        self.own = own
 
 
 class Metrics:
@@ -42,10 +49,24 @@ class Metrics:
     Numbers are read from the device only by `read`, so that the host never waits in between.
     """
 
-    def __init__(self, device: torch.device, window: int, keep: int, *, check_norm: bool = True) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        window: int,
+        keep: int,
+        *,
+        check_loss: bool = True,
+        check_norm: bool = True,
+        add_ranks: Callable[[Sequence[float]], list[float]] = list,
+    ) -> None:
+        """`check_loss` and `check_norm`: nan and inf are errors.
+
+        `add_ranks` sums numbers over all ranks; what is logged is true of all of them.
+        """
         self.device = device
         self.window = window
-        self.check_norm = check_norm
+        self.checked = [name for name, check in (("total", check_loss), ("norm", check_norm)) if check]
+        self.add_ranks = add_ranks
         self.entries: deque[Entry] = deque(maxlen=window + keep)
         self.pending: list[Entry] = []
         self.data_seconds = 0.0
@@ -86,25 +107,41 @@ class Metrics:
         pending, self.pending = self.pending, []
         for entry in pending:
             entry.sums = {name: next(values) for name in entry.sums}
+            entry.own = float(entry.sums["total"])
+        added = iter(self.add_ranks([number for entry in pending for number in _of_rank(entry)]))
+        for entry in pending:  # the norm is the same on all ranks
+            entry.tokens = int(next(added))
+            entry.sums = {name: value if name == "norm" else next(added) for name, value in entry.sums.items()}
         for entry in pending:
-            for name in ("total", "norm") if self.check_norm else ("total",):
+            for name in self.checked:
                 if not math.isfinite(entry.sums.get(name, 0.0)):
                     what = "loss" if name == "total" else "gradient"
                     raise NotFinite(
                         f"The {what} became {entry.sums[name]} at iteration {entry.iteration + 1}.",
                         entry.iteration,
                         entry.rows,
+                        own=name == "norm" or not math.isfinite(entry.own),
                     )
 
+    def leave_out(self, first: int) -> None:
+        """Take the losses from iteration `first` (counted from 0) on out of all averages: their step was not made."""
+        for entry in self.entries:
+            entry.skipped = entry.skipped or entry.iteration >= first
+
     def scalars(self) -> dict[str, float]:
-        """Average over the last `window` iterations: times per iteration (s), metrics per target, the last norm."""
+        """Average over the last `window` iterations: times per iteration (s), metrics per target, the last norm.
+
+        Of steps that were left out only the times count; if none was made, the last one before them speaks.
+        """
         self.read()
-        last = list(self.entries)[-self.window :]
+        window = list(self.entries)[-self.window :]
+        last = [entry for entry in window if _counts(entry)] or [entry for entry in self.entries if _counts(entry)][-1:]
+        last = last or window
         weight = max(sum(_host(entry, "weight") for entry in last), 1.0)
         names = dict.fromkeys(name for entry in last for name in entry.sums if name not in ("weight", "norm"))
         found: dict[str, float] = {
-            "data_time": sum(entry.data_seconds for entry in last) / len(last),
-            "time": sum(entry.seconds for entry in last) / len(last),
+            "data_time": sum(entry.data_seconds for entry in window) / len(window),
+            "time": sum(entry.seconds for entry in window) / len(window),
             "memory": peak_memory(self.device),
         }
         for name in names:
@@ -124,7 +161,7 @@ class Metrics:
         """Return the entries of iterations below `before` as plain data."""
         self.read()
         return [
-            {**vars(entry), "rows": list(entry.rows), "sums": dict(entry.sums)}
+            {**vars(entry), "rows": list(entry.rows), "sums": dict(entry.sums), "own": 0.0}
             for entry in self.entries
             if entry.iteration < before
         ]
@@ -145,6 +182,14 @@ def peak_memory(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _counts(entry: Entry) -> bool:
+    return not entry.skipped and math.isfinite(_host(entry, "total"))
+
+
+def _of_rank(entry: Entry) -> list[float]:
+    return [entry.tokens, *(_host(entry, name) for name in entry.sums if name != "norm")]
 
 
 def _host(entry: Entry, name: str) -> float:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
+from xtuner.checkpoint.dtype import DTYPES
 from xtuner.config.spec import RunSpec
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from xtuner.engine.plan.formats import choose_formats
 
 NOT_FINITE_HELP = "Try a smaller optim.lr, more schedule.warmup, or loop.precision=bfloat16 (float32 on older cards)."
 """What helps against nan and inf."""
@@ -39,33 +39,18 @@ def find_device() -> torch.device:
 def choose_precision(spec: RunSpec, device: torch.device) -> Precision:
     """Decide the formats: what the spec asks for where the device can do it, and say so.
 
-    On CUDA "auto" is bfloat16 where the card has it, else float16. A CPU always computes and stores float32: other
-    formats are slower there. Frozen weights (LoRA) are stored in the compute format; weights that are trained are
-    stored in float32 unless `model.dtype` says otherwise, and in float32 always when the compute format is float16.
+    The rule is that of `plan.formats`.
     """
-    asked, stored = spec.loop.precision, spec.model.dtype
-    if device.type == "cpu":
-        others = {name for name in (asked, stored) if name not in ("auto", "float32")}
+    is_cpu = device.type == "cpu"
+    native = not is_cpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    formats = choose_formats(spec, is_cpu=is_cpu, has_bfloat16=native)
+    compute, weights = DTYPES[formats.compute], DTYPES[formats.weights]
+    if is_cpu:
+        others = {name for name in (spec.loop.precision, spec.model.dtype) if name not in ("auto", "float32")}
         note = f" ({' and '.join(sorted(others))} would be slower here)" if others else ""
-        return Precision(torch.float32, torch.float32, f"CPU, computing and storing float32{note}")
-    if asked == "auto":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        compute = torch.bfloat16 if native else torch.float16
-    else:
-        compute = DTYPES[asked]
-    full = spec.model.lora is None
-    if full and compute == torch.float16:
-        weights = torch.float32
-    elif stored != "auto":
-        weights = DTYPES[stored]
-    else:
-        weights = torch.float32 if full else compute
+        return Precision(compute, weights, f"CPU, computing and storing float32{note}")
     name = torch.cuda.get_device_name(device)
-    kind = "trained" if full else "frozen"
+    kind = "trained" if spec.model.lora is None else "frozen"
     scaling = ", loss scaled" if compute == torch.float16 else ""
-    why = f"{name}, computing {_name(compute)}{scaling}, {kind} weights in {_name(weights)}"
+    why = f"{name}, computing {formats.compute}{scaling}, {kind} weights in {formats.weights}"
     return Precision(compute, weights, why)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xtuner.checkpoint.state import find_last, strip_colon, write_pointer
+from xtuner.checkpoint.path import strip_colon
+from xtuner.checkpoint.state import find_last
 from xtuner.config.spec import RunSpec
 from xtuner.engine.run import Run
 from xtuner.engine.strategy.base import Strategy
@@ -19,13 +20,23 @@ from xtuner.errors import UserError
 from xtuner.log import LOGGER
 from xtuner.version import __version__
 
-FREE = {"data.cache", "model.attention", "model.recompute"}
+FREE = {"data.cache", "model.attention", "model.recompute", "model.compile"}
 """Settings of a fixed part that do not change what is computed."""
 
 FIXED = ("model", "data", "objective", "optim.name", "loop.batch_size", "loop.precision")
 """Settings that a resumed run must share with the checkpoint: others may change and are named in the log."""
 
-SILENT = ("resume", "work_dir", "seed", "checkpoint", "probe", "callbacks", "loop.log_every", "loop.validate_every")
+SILENT = (
+    "resume",
+    "resume_changed_data",
+    "work_dir",
+    "seed",
+    "checkpoint",
+    "probe",
+    "callbacks",
+    "loop.log_every",
+    "loop.validate_every",
+)
 """Settings whose change needs no word."""
 
 AUTO = "auto"
@@ -77,18 +88,21 @@ def save_checkpoint(run: Run, path: Path, *, optimizer: bool = True) -> None:
         "time": time.strftime("%Y%m%d_%H%M%S"),
         "xtuner_version": __version__,
         "spec": run.spec.model_dump(mode="json"),
-        "fingerprint": run.data.fingerprint,
+        **run.footing,
+        "spikes": run.spikes.state() if run.spikes is not None else None,
         "kept": kept,
+        "rows_per_iter": run.spec.loop.batch_size * run.strategy.readers,
+        "iters_per_epoch": run.order.iters_per_epoch,
     }
     schedule = {**vars(run.schedule), "last_step": run.border}
     state = {"meta": meta, "message_hub": hub, "param_schedulers": [schedule]}
     run.strategy.save(path, state, optimizer=optimizer)
-    write_pointer(run.work.folder, path)
+    run.work.point_to(path)
     run.kept = kept
     run.record.last_checkpoint = path.name
     run.work.write_record(run.record)
     for name in old:
-        (run.work.folder / name).unlink(missing_ok=True)
+        run.work.remove(name)
     LOGGER.info("Saved %s", path)
 
 
@@ -128,28 +142,36 @@ def check_spec(spec: RunSpec, meta: Mapping[str, Any], path: Path) -> None:
             LOGGER.info("Changed since the checkpoint: %s was %r, is %r.", key, before.get(key), now.get(key))
 
 
-def check_data(fingerprint: str, meta: Mapping[str, Any], path: Path) -> None:
-    """Refuse to go on with other data.
-
-    Raises:
-        UserError: the rows, the template or the tokenizer changed.
-    """
-    if fingerprint != meta["fingerprint"]:
-        raise UserError(
-            f"The training data changed since {path.name} was saved, so the run cannot go on as if it had not.",
-            f"Put the data back, or start anew from the weights: model.weights={path}",
-        )
-
-
 def restore(run: Run, path: Path, meta: Mapping[str, Any]) -> None:
     """Bring weights, optimiser, counters and the log's averages back to what the checkpoint holds."""
     run.strategy.load(path)
-    run.iteration = run.border = meta["border"]
+    run.iteration = run.border = same_place(run, path, meta)
     run.metrics.load_state(meta["log_scalars"])
+    if run.spikes is not None and meta.get("spikes"):
+        run.spikes.load_state(meta["spikes"])
     run.kept = [name for name in meta["kept"] if (run.work.folder / name).exists()]
     repeated = meta["iter"] - meta["border"]
     note = f" (repeating {repeated}, which lie between two optimiser steps)" if repeated else ""
     LOGGER.info("Resumed from %s: iteration %d of %d%s", path, run.iteration, run.num_iters, note)
+
+
+def same_place(run: Run, path: Path, meta: Mapping[str, Any]) -> int:
+    """Return the iteration at which this run has read as many rows as the checkpoint had, with as many ranks as it had.
+
+    Raises:
+        UserError: no iteration of this many ranks ends there.
+    """
+    rows, before = run.spec.loop.batch_size * run.strategy.readers, meta.get("rows_per_iter")
+    if before is None or before == rows:
+        return int(meta["border"])
+    epoch, step = divmod(meta["border"], meta["iters_per_epoch"])
+    if step * before % rows:
+        raise UserError(
+            f"{path.name} was saved after {step * before} rows of an epoch, and an iteration of this run reads {rows}.",
+            f"Go on with as many processes as before: each iteration then read {before} rows.",
+        )
+    LOGGER.info("An iteration reads %d rows now, and read %d: it counts differently from here.", rows, before)
+    return int(epoch * run.order.iters_per_epoch + step * before // rows)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -1,21 +1,26 @@
 """A run that is going on, everything its loop and callbacks share, and the moments at which callbacks act."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from xtuner.checkpoint.run_record import RunRecord
 from xtuner.config.spec import RunSpec
 from xtuner.conversation.template import ChatTemplate
-from xtuner.dataset.batch import Batch
+from xtuner.dataset.batch import IGNORE, Batch
 from xtuner.dataset.collate import collate
 from xtuner.dataset.pipeline import Prepared
 from xtuner.dataset.sampler import Order
+from xtuner.dataset.store import Pack, PackedDataset
 from xtuner.engine.interrupt import Wish
 from xtuner.engine.metrics import Metrics
+from xtuner.engine.plan.plan import Plan
 from xtuner.engine.schedule import Schedule
+from xtuner.engine.spike import SpikeGuard
 from xtuner.engine.strategy.base import Strategy
 from xtuner.engine.workdir import WorkDir
 from xtuner.objective.protocol import Objective
@@ -47,6 +52,12 @@ class Run:
     callbacks: list["Callback"] = field(default_factory=list)
     iteration: int = 0
     border: int = 0
+    footing: dict[str, Any] = field(default_factory=dict)
+    """Base model and data, as `footing.describe_footing` describes them in checkpoints."""
+    spikes: SpikeGuard | None = None
+    """Chooses the steps that are left out; None: none are."""
+    plan: Plan | None = None
+    """What it was expected to take; None: the sizes of the model are not known."""
     kept: list[str] = field(default_factory=list)
     """File names of the checkpoints that count for `checkpoint.keep`, oldest first."""
 
@@ -60,6 +71,11 @@ class Run:
         """Whether no iteration is left."""
         return self.iteration >= self.num_iters
 
+    def stopping(self) -> bool:
+        """Whether someone wished to stop, on any rank; then all ranks know the signal."""
+        self.wish.signal = self.strategy.world.agree(self.wish.signal or 0) or None
+        return self.wish.signal is not None
+
     def window(self) -> range:
         """Return the iterations of the next optimiser step."""
         every = self.spec.loop.accumulate
@@ -67,8 +83,16 @@ class Run:
 
     def batch(self, iteration: int) -> Batch:
         """Return the batch of an iteration (counted from 0): a function of nothing but the data and the seed."""
-        rows = self.order.rows(iteration)
-        return collate([self.data.train[row] for row in rows], rows)
+        return self.part(self.data.train, self.order, iteration)
+
+    def part(self, packs: Sequence[Pack] | PackedDataset, order: Order, iteration: int) -> Batch:
+        """Return what this rank has of an iteration through `packs`; nothing is learned from a row that is there only
+        to keep it busy."""
+        rows = order.rows(iteration)
+        batch = collate([packs[row] for row in rows], rows)
+        if order.is_spare(iteration):
+            batch = replace(batch, labels=torch.full_like(batch.labels, IGNORE))
+        return self.strategy.cut(batch)
 
     def scalars(self) -> dict[str, float]:
         """Return what a log line says now, in the order of 0.1.x: learning rate, times, memory, losses, norm."""
@@ -79,7 +103,13 @@ class Run:
 
 
 class Callback:
-    """Does nothing at every moment; override what is needed. Callbacks never touch weights or gradients."""
+    """Does nothing at every moment; override what is needed. Callbacks never touch weights or gradients.
+
+    Of several processes each has its own, and all call the same methods at the same moments.
+    """
+
+    first_rank_only = False
+    """It only writes what rank 0 knows anyway, so the other ranks do without it."""
 
     def before_train(self, run: Run) -> None:
         """Everything is built, nothing is trained."""
@@ -95,6 +125,9 @@ class Callback:
 
     def add_scalars(self, run: Run, scalars: dict[str, float]) -> None:
         """Add to what a log line says."""
+
+    def after_log(self, run: Run, scalars: dict[str, float]) -> None:
+        """A log line that says `scalars` is written."""
 
     def close(self, run: Run) -> None:
         """The run is over, however it ended."""

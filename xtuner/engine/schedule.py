@@ -37,5 +37,5 @@ class Schedule:
 
 def build_schedule(spec: ScheduleSpec, peak: float, num_iters: int) -> Schedule:
     """Fit the schedule to `num_iters` iterations; a fraction of a warm-up iteration is dropped, as in 0.1.x."""
-    warmup = int(spec.warmup * num_iters + 1e-6)
+    warmup = int(spec.warmup * num_iters + 1e-6) if spec.warmup_iters is None else min(spec.warmup_iters, num_iters)
     return Schedule(spec.name, peak, num_iters, warmup, spec.warmup_start, spec.min_lr)

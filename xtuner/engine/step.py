@@ -23,6 +23,8 @@ class Micro:
     loss: Loss
     stepped: bool
     norm: Tensor | None
+    skipped: bool = False
+    """The step was left out: the weights are as before."""
 
 
 def train_step(
@@ -36,23 +38,35 @@ def train_step(
     lr: float,
     max_norm: float | None,
     after: Callable[[Micro], None],
+    judge: Callable[[float, float], bool] | None = None,
 ) -> None:
     """Do the iterations `first`, `first + 1`, ... (one per batch, on the host), and one optimiser step at the end.
 
     The gradient is that of the sum of all losses over the number of all targets, on all ranks, however they are cut
     into batches. `after` is called when an iteration is over: with the weights unchanged for all but the last.
+    `judge` is given the loss per target and the gradient norm of the whole step and may refuse it.
     """
-    targets = strategy.total(sum(int(objective.count(batch)) for batch in batches))
-    scale = strategy.world / max(targets, 1)
+    targets = strategy.world.total(sum(int(objective.count(batch)) for batch in batches))
+    scale = strategy.world.size / max(targets, 1)  # gradients are averaged over ranks
+    losses: list[Tensor] = []
+    refused: list[Tensor] = []
+
+    def accept(norm: Tensor) -> bool:
+        assert judge is not None
+        [total] = strategy.world.sum([float(torch.stack(losses).sum())])
+        if not judge(total / max(targets, 1), float(norm)):
+            refused.append(norm)
+        return not refused
+
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
-        seed_iteration(strategy.device, seed, first + index, strategy.rank)
+        seed_iteration(strategy.device, seed, first + index, strategy.world.rank)
         with strategy.sync(last):
-            with strategy.autocast():
-                loss = objective(model, to_device(batch, strategy.device))
+            loss = strategy.loss(objective, model, to_device(batch, strategy.device))
             strategy.backward(loss.total * scale)
-        norm = strategy.step(lr, max_norm) if last else None
-        after(Micro(first + index, batch, detach(loss), last, norm))
+        losses.append(loss.total.detach())
+        norm = strategy.step(lr, max_norm, accept if judge is not None else None) if last else None
+        after(Micro(first + index, batch, detach(loss), last, norm, bool(refused)))
 
 
 def seed_iteration(device: torch.device, seed: int, iteration: int, rank: int) -> None:

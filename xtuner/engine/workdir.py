@@ -6,6 +6,7 @@
   run.json                          what others need to know of the run
   iter_<N>.pth, epoch_<N>.pth       checkpoints; N counts from 1
   last_checkpoint                   the path of the newest one
+  .lock                             while a training runs: which process it is
   adapter/                          the LoRA adapter, in PEFT's layout, after the run
   <YYYYmmdd_HHMMSS>/
     <YYYYmmdd_HHMMSS>.log
@@ -19,6 +20,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,6 +28,8 @@ from pathlib import Path
 from xtuner.checkpoint.atomic import remove_leftovers, whole_file
 from xtuner.checkpoint.folder import require_space, writing
 from xtuner.checkpoint.run_record import RunRecord, write_run
+from xtuner.checkpoint.state import write_pointer
+from xtuner.engine.lock import Lock
 from xtuner.errors import UserError
 from xtuner.log import LOGGER, add_log_file, close_log_file
 
@@ -37,7 +41,7 @@ class WorkDir:
         """Make the folders, the log file and the config copies.
 
         Raises:
-            UserError: the folder cannot be written, or its disk is full.
+            UserError: the folder cannot be written, its disk is full, or another training writes into it.
         """
         self.folder = folder
         self.config_name = config_name
@@ -46,6 +50,16 @@ class WorkDir:
             raise UserError(f"The work dir {folder} is a file.", "Choose another one with --work-dir.")
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            self.lock = Lock(folder)
+        try:
+            self._open()
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def _open(self) -> None:
+        folder = self.folder
+        with writing(folder):
             self.timestamp = _free_timestamp(folder)
             self.visual = folder / self.timestamp / "vis_data"
             self.visual.mkdir(parents=True)
@@ -55,7 +69,7 @@ class WorkDir:
         remove_leftovers(folder)
         for copy in (self.config, self.visual / f"config{self.config.suffix}"):
             with whole_file(copy) as file:
-                file.write(config_text.encode())
+                file.write(self.config_text.encode())
 
     @property
     def log(self) -> Path:
@@ -97,6 +111,18 @@ class WorkDir:
         """Write run.json."""
         write_run(self.folder, record)
 
+    def point_to(self, checkpoint: Path) -> None:
+        """Make `checkpoint` the newest one."""
+        write_pointer(self.folder, checkpoint)
+
+    def remove(self, name: str) -> None:
+        """Delete a checkpoint, if it is there."""
+        path = self.folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
     def require_space(self, num_bytes: int) -> None:
         """Refuse to start a run whose checkpoint will not fit.
 
@@ -106,8 +132,42 @@ class WorkDir:
         require_space(self.folder, num_bytes)
 
     def close(self) -> None:
-        """Close the log file."""
+        """Close the log file and let others train here."""
         close_log_file(self.handler)
+        self.lock.release()
+
+
+class Bystander(WorkDir):
+    """The work dir as ranks other than 0 have it: they know its names, and rank 0 writes."""
+
+    def __init__(self, folder: Path, config_name: str, config_text: str) -> None:
+        self.folder, self.config_name, self.config_text = folder, config_name, config_text
+        self.timestamp = ""
+        self.visual = folder
+
+    def note(self, text: str) -> None:
+        """Not here."""
+
+    def write_scalars(self, scalars: Mapping[str, float]) -> None:
+        """Not here."""
+
+    def write_answers(self, iteration: int, answers: list[str]) -> None:
+        """Not here."""
+
+    def write_record(self, record: RunRecord) -> None:
+        """Not here."""
+
+    def point_to(self, checkpoint: Path) -> None:
+        """Not here."""
+
+    def remove(self, name: str) -> None:
+        """Not here."""
+
+    def require_space(self, num_bytes: int) -> None:
+        """Rank 0 asks."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def _free_timestamp(folder: Path) -> str:

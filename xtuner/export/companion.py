@@ -32,7 +32,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cuto
 
 
 @dataclass(frozen=True)
-class Words:
+class Speech:
     """How the exported model reads and speaks: its tokenizer, and the template it was trained with."""
 
     tokenizer: Any
@@ -42,12 +42,14 @@ class Words:
     """None: the chat template that the tokenizer brings stays."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Special tokens that differ from the tokenizer's files."""
+    renewed: bool = False
+    """The tokenizer has tokens that its files do not know."""
 
 
 def write_companions(
     base: Path,
     folder: Path,
-    words: Words,
+    words: Speech,
     *,
     dtype: torch.dtype | None = None,
     changes: Mapping[str, Any] | None = None,
@@ -74,7 +76,8 @@ def write_companions(
             shutil.copyfile(file, folder / file.name)
         _write(folder / "config.json", _without_dangling_code(config, base))
         settings = _without_dangling_code(settings, words.folder)
-        if "auto_map" not in settings and find_tokenizer(config.get("model_type"), settings.get("tokenizer_class")):
+        of_ours = find_tokenizer(config.get("model_type"), settings.get("tokenizer_class")) is not None
+        if words.renewed or ("auto_map" not in settings and of_ours):
             # nobody else knows the class, and its program is not here: write the form that every reader knows
             words.tokenizer.save_pretrained(folder)
             own = {key: settings[key] for key in ("chat_template", *words.options) if key in settings}
@@ -85,7 +88,7 @@ def write_companions(
         )
 
 
-def _files(base: Path, words: Words) -> list[Path]:
+def _files(base: Path, words: Speech) -> list[Path]:
     """What is copied as it is: of the base everything that is no weight, and the tokenizer from where it is."""
     found = [file for file in sorted(base.iterdir()) if file.is_file() and _belongs(file.name)]
     if words.folder != base:
@@ -105,6 +108,11 @@ def read_config_json(folder: Path) -> dict[str, Any]:
     if config is None:
         raise UserError(f"{folder} has no readable config.json, so it is not a model.", "Give the folder of a model.")
     return config
+
+
+def vocabulary_key(config: Mapping[str, Any]) -> str:
+    """Return what config.json calls the number of rows of the embedding."""
+    return "padded_vocab_size" if "padded_vocab_size" in config else "vocab_size"
 
 
 def generation_config(

@@ -1,6 +1,7 @@
 """The arithmetic of a LoRA adapter on plain weights: W + scale * B @ A, without the model around it."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,12 @@ from xtuner.errors import UserError
 BLOCK = 2**24
 """Elements that are in memory in fp32 at a time, beside the weight itself."""
 EMBEDDINGS = ("embed_tokens", "tok_embeddings", "word_embeddings", "wte", "embed_in")
+TIED_HEADS = {"model.tok_embeddings": "output", "transformer.embedding.word_embeddings": "transformer.output_layer"}
+"""Embeddings whose models do not call their head `lm_head`."""
 HEADS = ("lm_head", "output", "output_layer", "embed_out")
+
+EXPERT = re.compile(r"\.experts\.\d+\.")
+"""In the name of a module: it belongs to one of several experts."""
 
 KNOWN = {
     *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"),
@@ -89,15 +95,17 @@ class Fold:
         """Refuse a base with more layers: every module of a name in `target_modules` must have its part.
 
         `layers_to_transform` and `exclude_modules` leave some out on purpose; what a regular expression means is not
-        checked.
+        checked. Experts, which are modules in the files, are no modules in memory, so that they may go without.
         """
         targets = self._targets
+        has_experts = any(EXPERT.search(module) for module in self._pairs)
         adapted = {module.rpartition(".")[2] for module in self._pairs}
         bare = sorted(
             module
             for name in base.names()
             if name.endswith(".weight") and (module := name.removesuffix(".weight")) not in self._pairs
             if module.rpartition(".")[2] in adapted & targets
+            if has_experts or not EXPERT.search(module)
         )
         if bare:
             raise UserError(
@@ -184,6 +192,28 @@ class Fold:
             )
         return merged
 
+    def effective(self, name: str, weight: Tensor) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
+        """Yield places in a changed weight, and what base and adapter side by side stand for there, in fp32.
+
+        That is what unit vectors come out of the module as: the arithmetic of `output`, not that of `apply`.
+        """
+        module, whole = name.removesuffix(".weight"), self.start(name, weight)
+        pair = self._pairs.get(module)
+        if pair is None:
+            yield (slice(None),), whole.float()
+            return
+        by_rows = pair.is_embedding or pair.transposed
+        count, width = whole.shape if by_rows else whole.shape[::-1]
+        step = max(1, BLOCK // max(width, count))
+        for start in range(0, count, step):
+            part = slice(start, min(start + step, count))
+            plain = (whole[part] if by_rows else whole[:, part].T).float()
+            inputs = torch.arange(part.start, part.stop, device=whole.device)
+            if not pair.is_embedding:
+                inputs = torch.nn.functional.one_hot(inputs, count).float()
+            block = self.output(module, inputs, plain, whole, None)
+            yield ((part,), block) if by_rows else ((slice(None), part), block.T)
+
     def output(self, module: str, hidden: Tensor, output: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return what a module gives with its adapter beside it, as PEFT computes it (not from merged weights).
 
@@ -215,8 +245,9 @@ def embedding_name(base: ShardReader) -> str:
 
 
 def head_name(base: ShardReader) -> str:
-    """Name of the output head's weight in a checkpoint; `lm_head.weight` where it is tied to the embedding."""
-    return next((f"{head}.weight" for head in HEADS if f"{head}.weight" in base), "lm_head.weight")
+    """Name of the output head's weight in a checkpoint; the one it would have where it is tied to the embedding."""
+    tied = next((head for embedding, head in TIED_HEADS.items() if f"{embedding}.weight" in base), "lm_head")
+    return next((f"{head}.weight" for head in HEADS if f"{head}.weight" in base), f"{tied}.weight")
 
 
 def _check_config(config: Mapping[str, Any]) -> None:

@@ -1,15 +1,17 @@
 """An adapter and its base become one model, shard by shard, and the result is checked before it counts."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xtuner.checkpoint.adapter import is_adapter, read_adapter
+from xtuner.checkpoint.adapter import read_adapter, read_base_changes
 from xtuner.checkpoint.folder import fresh_folder, require_space
 from xtuner.checkpoint.hub import find_folder
+from xtuner.checkpoint.model_folder import is_adapter
 from xtuner.checkpoint.run_record import describe_base, is_run_folder, nothing_saved, read_run
 from xtuner.checkpoint.shards import ShardReader, ShardWriter, read_size
 from xtuner.checkpoint.state import find_last
@@ -17,17 +19,32 @@ from xtuner.config.spec import RunSpec
 from xtuner.conversation.builtin import to_template
 from xtuner.conversation.detect import detect_template
 from xtuner.errors import UserError
-from xtuner.export.companion import Words, read_config_json, write_companions
+from xtuner.export.companion import Speech, read_config_json, vocabulary_key, write_companions
 from xtuner.export.fold import Fold, embedding_name, head_name
 from xtuner.export.full import refuse_folder, words_of, write_full
 from xtuner.export.streamed import Unnamed
 from xtuner.export.to_hf import to_adapter
 from xtuner.export.trained import read_trained
-from xtuner.export.verify import compare
+from xtuner.export.verify import compare, find_wrong_weight
 from xtuner.log import LOGGER
+from xtuner.model.foreign_code import announce_code
 from xtuner.model.load import load_tokenizer
+from xtuner.model.position import position_changes
 
 Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class How:
+    """The part of a merge that is the same whatever is merged."""
+
+    max_bytes: int
+    """Of a shard."""
+    device: str
+    safe: bool
+    """safetensors, not .bin."""
+    trust_remote_code: bool
+    tell: Tell
 
 
 def merge(
@@ -39,6 +56,7 @@ def merge(
     device: str = "auto",
     safe: bool = True,
     template: str | None = None,
+    trust_remote_code: bool = False,
     tell: Tell = LOGGER.info,
 ) -> None:
     """Merge a PEFT folder into its base model and write the result, in the dtype of the base, into `save_dir`.
@@ -59,9 +77,13 @@ def merge(
     config, tensors = read_adapter(adapter)
     named = template or _run_template(adapter) or detect_template(adapter) or detect_template(base)
     folder = adapter if (adapter / "tokenizer_config.json").is_file() else base
-    words = Words(load_tokenizer(str(folder)), folder, to_template(named) if named else None)
+    if trust_remote_code:
+        announce_code(str(base), tell)
+    tokenizer = load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
+    words = Speech(tokenizer, folder, to_template(named) if named else None)
     refuse_folder(save_dir, base, adapter)
-    _merge(base, config, tensors, save_dir, words, limit, place, safe, tell)
+    how = How(limit, place, safe, trust_remote_code, tell)
+    _merge(base, config, tensors, save_dir, words, how, read_base_changes(adapter))
 
 
 def merge_run(
@@ -72,6 +94,7 @@ def merge_run(
     device: str = "auto",
     safe: bool = True,
     template: str | None = None,
+    trust_remote_code: bool = False,
     tell: Tell = LOGGER.info,
 ) -> None:
     """Make one model of a run folder: its base with its adapter merged in, or its fully trained weights.
@@ -97,7 +120,17 @@ def merge_run(
         tell(f"Weights: {last}")
         state = read_trained(last)
         if spec.model.lora is None:
-            write_full(spec, state, save_dir, dtype=None, max_bytes=limit, safe=safe, template=named, tell=tell)
+            write_full(
+                spec,
+                state,
+                save_dir,
+                dtype=None,
+                max_bytes=limit,
+                safe=safe,
+                template=named,
+                trust_remote_code=trust_remote_code,
+                tell=tell,
+            )
             return
         config, tensors = to_adapter(spec.model.lora, spec.model.path, state)
     base = find_folder(spec.model.path, weights=True)
@@ -107,8 +140,9 @@ def merge_run(
             f"The adapter was trained over {spec.model.quant.bits}-bit weights and is merged into the full ones, "
             "so the answers may differ a little from those during training."
         )
-    words = words_of(spec, base, named)
-    _merge(base, config, tensors, save_dir, words, limit, place, safe, tell)
+    words = words_of(spec, base, named, trust_remote_code=trust_remote_code, tell=tell)
+    how = How(limit, place, safe, trust_remote_code, tell)
+    _merge(base, config, tensors, save_dir, words, how, position_changes(spec.model, read_config_json(base)))
 
 
 def pick_device(device: str) -> str:
@@ -131,12 +165,11 @@ def _merge(
     config: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     save_dir: Path,
-    words: Words,
-    max_bytes: int,
-    device: str,
-    safe: bool,
-    tell: Tell,
+    words: Speech,
+    how: How,
+    positions: Mapping[str, Any],
 ) -> None:
+    tell = how.tell
     reader, fold = ShardReader(base), Fold(config, tensors)
     fold.check(reader)
     model_config = read_config_json(base)
@@ -150,14 +183,14 @@ def _merge(
     tell(f"The adapter changes {len(fold.names())} of {len(reader.names())} weights.")
     tell(f"Saving to {save_dir}...")
     with fresh_folder(save_dir) as aside:
-        with ShardWriter(aside, max_bytes, safe) as writer:
+        with ShardWriter(aside, how.max_bytes, how.safe) as writer:
             for name in reader.names():
-                writer.add(name, fold.apply(name, _place(reader.get(name), device)))
+                writer.add(name, fold.apply(name, reader.get(name).to(how.device)))
             head = head_name(reader)
             if changes.get("tie_word_embeddings") is False and head not in reader:
-                writer.add(head, fold.apply(head, _place(reader.get(embedding_name(reader)), device)))
-        write_companions(base, aside, words, changes=changes, tell=tell)
-        _check(base, fold, aside, words, device, tell)
+                writer.add(head, fold.apply(head, reader.get(embedding_name(reader)).to(how.device)))
+        write_companions(base, aside, words, changes={**changes, **positions}, tell=tell)
+        _check(base, fold, aside, words, how, positions)
 
 
 def _changes(reader: ShardReader, fold: Fold, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,14 +202,28 @@ def _changes(reader: ShardReader, fold: Fold, config: Mapping[str, Any]) -> dict
     if tied and names & touched:
         changes["tie_word_embeddings"] = False
     num_rows = fold.num_rows(head)
-    if num_rows is not None and num_rows != config.get("vocab_size", num_rows):
-        changes["vocab_size"] = num_rows
+    key = vocabulary_key(config)
+    if num_rows is not None and num_rows != config.get(key, num_rows):
+        changes[key] = num_rows
     return changes
 
 
-def _check(base: Path, fold: Fold, merged: Path, words: Words, device: str, tell: Tell) -> None:
+def _check(base: Path, fold: Fold, merged: Path, words: Speech, how: How, positions: Mapping[str, Any]) -> None:
+    tell = how.tell
+    wrong = find_wrong_weight(ShardReader(base), fold, ShardReader(merged), how.device)
+    if wrong is not None:
+        raise _wrong(f"{wrong} is not the base with the adapter in it")
     try:
-        found = compare(base, fold, merged, words.tokenizer, words.template, device=device)
+        found = compare(
+            base,
+            fold,
+            merged,
+            words.tokenizer,
+            words.template,
+            device=how.device,
+            changes=positions,
+            trust_remote_code=how.trust_remote_code,
+        )
     except Unnamed as error:
         tell(f"Not checked: in memory this architecture names its weights differently ({error}).")
         return
@@ -185,15 +232,14 @@ def _check(base: Path, fold: Fold, merged: Path, words: Words, device: str, tell
         f"typically {found.typical:.1g} (they vary by {found.spread:.2g})."
     )
     if not found.agrees:
-        raise UserError(
-            f"The merged model does not say what base and adapter say: logits differ by {found.typical:.2g} typically, "
-            f"{found.limit:.2g} is what rounding explains. Nothing was saved.",
-            "Please report this with the adapter_config.json; PEFT's merge_and_unload is another way.",
-        )
+        raise _wrong(f"logits differ by {found.typical:.2g} typically, {found.limit:.2g} is what rounding explains")
 
 
-def _place(weight: Tensor, device: str) -> Tensor:
-    return weight if device == "cpu" else weight.to(device)
+def _wrong(what: str) -> UserError:
+    return UserError(
+        f"The merged model does not say what base and adapter say: {what}. Nothing was saved.",
+        "Please report this with the adapter_config.json; PEFT's merge_and_unload is another way.",
+    )
 
 
 def _check_base(path: str, config_hash: str | None, run: Path, save_dir: Path, tell: Tell) -> None:

@@ -1,5 +1,6 @@
 """A training state (.pth) becomes what other programs open: a PEFT adapter, or a whole model; no model is built."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,18 +9,21 @@ import torch
 from torch import Tensor
 
 from xtuner.checkpoint.adapter import file_name, module_name, write_adapter
+from xtuner.checkpoint.dtype import DTYPES
+from xtuner.checkpoint.hub import find_folder
+from xtuner.checkpoint.path import strip_colon
 from xtuner.checkpoint.run_record import is_run_folder, read_run
 from xtuner.checkpoint.shards import ShardReader, read_size
-from xtuner.checkpoint.state import strip_colon
+from xtuner.config.later import check_runnable
+from xtuner.config.lora_fields import lora_fields
 from xtuner.config.spec import LoraSpec, RunSpec
-from xtuner.conversation.builtin import find_template, to_template
+from xtuner.conversation.builtin import to_template
 from xtuner.conversation.jinja import to_jinja
 from xtuner.conversation.template import ChatTemplate
 from xtuner.errors import UserError
 from xtuner.export.trained import narrow, read_trained
 from xtuner.log import LOGGER
-
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+from xtuner.model.position import position_changes
 
 
 def pth_to_hf(
@@ -31,6 +35,7 @@ def pth_to_hf(
     max_shard_size: str = "2GB",
     safe: bool = True,
     copy: tuple[str, str] | None = None,
+    trust_remote_code: bool = False,
     tell: Callable[[str], None] = LOGGER.info,
 ) -> None:
     """Write the weights in `pth`, trained as `spec` says, into `save_dir`.
@@ -44,6 +49,7 @@ def pth_to_hf(
         UserError: the checkpoint is missing, cut short, or was not trained as `spec` says; a value that `dtype` cannot
             hold; the disk is full.
     """
+    check_runnable(spec, "model.vision")
     limit = read_size(max_shard_size)
     target = _dtype(dtype)
     if spec.model.quant is not None and spec.model.lora is None:
@@ -60,13 +66,38 @@ def pth_to_hf(
         tensors = {name: narrow(name, tensor, target) for name, tensor in tensors.items()}
         jinja = to_jinja(template) if template else None
         tell(f"Saving to {save_dir} ({len(tensors)} weights as {dtype})...")
-        write_adapter(save_dir, config, tensors, safe, chat_template=jinja, extra=extra)
+        changes, add = _beside_adapter(spec)
+        write_adapter(save_dir, config, tensors, safe, chat_template=jinja, extra=extra, base_changes=changes, add=add)
         return
     from xtuner.export.full import write_full  # transformers takes seconds, which adapters need not wait for
 
     write_full(
-        spec, state, save_dir, dtype=target, max_bytes=limit, safe=safe, extra=extra, template=template, tell=tell
+        spec,
+        state,
+        save_dir,
+        dtype=target,
+        max_bytes=limit,
+        safe=safe,
+        extra=extra,
+        template=template,
+        trust_remote_code=trust_remote_code,
+        tell=tell,
     )
+
+
+def _beside_adapter(spec: RunSpec) -> tuple[dict[str, Any], Callable[[Path], object] | None]:
+    """What an adapter needs of the run beside its weights: stretched positions, a tokenizer with more tokens."""
+    model = spec.model
+    changes: dict[str, Any] = {}
+    if model.max_position_embeddings is not None:
+        base = find_folder(model.path, weights=False)
+        changes = position_changes(model, json.loads((base / "config.json").read_text("utf-8")))
+    if not model.resize_vocab:
+        return changes, None
+    from xtuner.model.load import load_tokenizer  # transformers takes seconds, which other adapters need not wait for
+
+    tokenizer = load_tokenizer(model.tokenizer or model.path, options=model.tokenizer_options)
+    return changes, tokenizer.save_pretrained
 
 
 def to_adapter(lora: LoraSpec, base: str, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -93,18 +124,12 @@ def to_adapter(lora: LoraSpec, base: str, state: Mapping[str, Tensor]) -> tuple[
             f"The checkpoint's adapter has rank {min(ranks - {lora.r})}, and the config says {lora.r}.",
             "Give the config that this checkpoint was trained with.",
         )
+    whole = {module_name(str(file_name(name))) for name in state if ".modules_to_save." in name}
+    saved = [name for name in sorted(whole) if not any(name.endswith(known) for known in lora.modules_to_save)]
+    lora = lora.model_copy(update={"modules_to_save": [*lora.modules_to_save, *saved]})
     config = {
         "base_model_name_or_path": base,
-        "r": lora.r,
-        "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
-        "lora_dropout": lora.dropout,
-        "target_modules": targets if lora.targets is None else lora.targets,
-        "modules_to_save": lora.modules_to_save or None,
-        "bias": lora.bias,
-        "use_rslora": lora.rslora,
-        "use_dora": lora.dora,
-        "rank_pattern": lora.rank_pattern,
-        "alpha_pattern": lora.alpha_pattern,
+        **lora_fields(lora, targets if lora.targets is None else lora.targets),
         "fan_in_fan_out": False,
         "init_lora_weights": True,
     }
@@ -115,8 +140,10 @@ def _trained_template(spec: RunSpec, pth: Path) -> ChatTemplate | None:
     """The template that `spec` names; of a template in a program file the fields that the run recorded are taken,
     since the spec may be somebody else's and a conversion runs no code of it."""
     name = spec.data.template
-    if name is None or ":" not in name:
-        return find_template(name) if name else None
+    if name is None:
+        return None
+    if not isinstance(name, str) or ":" not in name:
+        return to_template(name if isinstance(name, str) else name.fields())
     folder = strip_colon(pth).absolute().parent
     recorded = read_run(folder).template if is_run_folder(folder) else None
     if recorded is None:

@@ -3,4 +3,4 @@
 Import from the module files: `load` (`load_chat`), `local` (`LocalChat`).
 """
 
-__all__ = ["detokenizer", "load", "local", "sampler"]
+__all__ = ["detokenizer", "load", "local", "sampler", "source"]

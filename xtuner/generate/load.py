@@ -1,7 +1,6 @@
 """From a path that people type (a model, a base with an adapter, a run folder) to a model one can talk to."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,30 +8,22 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from xtuner.checkpoint.run_record import is_run_folder, nothing_saved, read_run
-from xtuner.checkpoint.state import find_last
-from xtuner.config.spec import ModelSpec, QuantSpec, RunSpec
+from xtuner.checkpoint.dtype import DTYPES, SHORT
+from xtuner.checkpoint.model_folder import check_folder
+from xtuner.config.spec import ModelSpec, QuantSpec
 from xtuner.conversation.builtin import PLAIN, TEMPLATES, find_template, to_template
 from xtuner.conversation.detect import detect_template
 from xtuner.conversation.template import ChatTemplate
 from xtuner.errors import UserError
 from xtuner.generate.local import LocalChat
+from xtuner.generate.source import ChatSource, find_source
 from xtuner.log import LOGGER
-from xtuner.model.checks import check_folder, explain, hub_options, read_json
+from xtuner.model.checks import explain, hub_options, read_json
+from xtuner.model.foreign_code import announce_code
 from xtuner.model.load import load_model, load_tokenizer
 from xtuner.model.register import needs_remote_code
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-DTYPES |= {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-@dataclass(frozen=True)
-class Source:
-    """What stands behind a path: how to load the model, and the template (name or fields) if a run recorded it."""
-
-    model: ModelSpec
-    template: str | dict[str, Any] | None = None
-    is_run: bool = False
+WORDS = {**SHORT, **DTYPES}
 
 
 def load_chat(
@@ -45,6 +36,7 @@ def load_chat(
     device: str | None = None,
     offload_folder: Path | str | None = None,
     show_special: bool = False,
+    trust_remote_code: bool = False,
     tell: Callable[[str], None] = LOGGER.info,
 ) -> LocalChat:
     """Load the model at `path` (a model folder or hub id, or the folder of a run) for talking.
@@ -52,7 +44,8 @@ def load_chat(
     `bits` stores the weights in 4 or 8 bits. `dtype` is `auto` (fp32 on a CPU; on a GPU bf16, or fp16 where bf16 is
     missing), fp16, bf16 or fp32. `offload_folder` lets a model that is larger than the memory spread over GPUs, CPU
     memory and that folder. `template` is a name; without it: the run's, what the checkpoint is recognised by, the
-    chat template of its tokenizer.
+    chat template of its tokenizer. `trust_remote_code` lets a model of a kind that is not known here run the program
+    code that it brings, whose files are named.
 
     Raises:
         UserError: no such model, adapter or template; parts that do not fit together; no memory; no template known.
@@ -60,9 +53,19 @@ def load_chat(
     named = find_template(template) if template else None
     source = find_source(path, adapter)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    spec = source.model.model_copy(update={"quant": QuantSpec(bits=bits) if bits else None, "recompute": False})
+    spec = source.model.model_copy(
+        update={
+            "quant": QuantSpec(bits=bits) if bits else None,
+            "recompute": False,
+            "trust_remote_code": trust_remote_code,
+        }
+    )
     check_folder(spec.path, ("config.json",))
-    tokenizer = load_tokenizer(spec.tokenizer or spec.path, options=spec.tokenizer_options)
+    if trust_remote_code:
+        announce_code(spec.path, tell)
+    tokenizer = load_tokenizer(
+        _tokenizer_home(spec), options=spec.tokenizer_options, trust_remote_code=trust_remote_code
+    )
     chosen = named or _known_template(source, tokenizer)
     tell(f"Load LLM from {spec.path}")
     if spec.adapter or spec.weights:
@@ -75,40 +78,10 @@ def load_chat(
     return LocalChat(model, tokenizer, chosen, show_special=show_special, tell=tell)
 
 
-def find_source(path: Path | str, adapter: Path | str | None = None) -> Source:
-    """Say what stands behind `path`.
-
-    Raises:
-        UserError: a run folder together with an adapter, or a run that saved nothing yet.
-    """
-    folder = Path(path)
-    if not is_run_folder(folder):
-        return Source(ModelSpec(path=str(path), adapter=None if adapter is None else str(adapter)))
-    if adapter is not None:
-        raise UserError(
-            f"{folder} is the folder of a run, which has its own adapter.",
-            "Leave --adapter out, or give the base model instead of the run.",
-            exit_code=2,
-        )
-    record = read_run(folder)
-    trained = RunSpec.model_validate(record.spec).model
-    base = str(record.base.get("path") or trained.path)
-    if Path(base).is_absolute() and not Path(base).exists():
-        raise UserError(
-            f"The base model of this run is not in {base} any more.",
-            f"Type: xtuner chat WHERE_IT_IS --adapter {folder / 'adapter'}",
-        )
-    shared: dict[str, Any] = {
-        "path": base,
-        "tokenizer": trained.tokenizer,
-        "tokenizer_options": trained.tokenizer_options,
-    }  # not trust_remote_code: the record may be somebody else's
-    if record.adapter and (folder / record.adapter).is_dir():
-        return Source(ModelSpec(**shared, adapter=str(folder / record.adapter)), record.template, is_run=True)
-    last = find_last(folder)
-    if last is None:
-        raise nothing_saved(folder)
-    return Source(ModelSpec(**shared, lora=trained.lora, weights=str(last)), record.template, is_run=True)
+def _tokenizer_home(spec: ModelSpec) -> str:
+    """Where the tokenizer is: an adapter brings one if it was trained with more tokens than its base knows."""
+    brought = spec.adapter is not None and (Path(spec.adapter) / "tokenizer_config.json").is_file()
+    return str(spec.adapter) if brought and spec.tokenizer is None else spec.tokenizer or spec.path
 
 
 def pick_dtype(dtype: str, device: str) -> torch.dtype:
@@ -117,16 +90,16 @@ def pick_dtype(dtype: str, device: str) -> torch.dtype:
     Raises:
         UserError: an unknown word.
     """
-    if dtype in DTYPES:
-        return DTYPES[dtype]
+    if dtype in WORDS:
+        return WORDS[dtype]
     if dtype != "auto":
-        raise UserError(f"There is no dtype {dtype}.", f"Known: auto, {', '.join(DTYPES)}.", exit_code=2)
+        raise UserError(f"There is no dtype {dtype}.", f"Known: auto, {', '.join(WORDS)}.", exit_code=2)
     if not device.startswith("cuda"):
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def _known_template(source: Source, tokenizer: Any) -> ChatTemplate | None:
+def _known_template(source: ChatSource, tokenizer: Any) -> ChatTemplate | None:
     """The template that a run recorded or a checkpoint is recognised by; None: the tokenizer has one of its own."""
     found = source.template
     for folder in (source.model.adapter, source.model.path):

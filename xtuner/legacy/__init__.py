@@ -4,4 +4,4 @@ A config is a sentence of `dict(type=word, argument=value, ...)`. `vocabulary` k
 arguments one by one and refuses what is left over, and there is a file for every part of the sentence.
 """
 
-__all__ = ["data", "hook", "model", "optim", "phrase", "run", "vocabulary"]
+__all__ = ["run"]

@@ -5,10 +5,12 @@ from typing import Any
 
 from xtuner.config.table import Table
 from xtuner.conversation.builtin import SYSTEMS, TEMPLATES, find_system
-from xtuner.errors import UserError
-from xtuner.legacy.data import read_template_name
+from xtuner.errors import UserError, did_you_mean
 from xtuner.legacy.phrase import Phrase, as_phrase, short
-from xtuner.legacy.vocabulary import LATER, dotted, name_in, word_of
+from xtuner.legacy.rows import own_name
+from xtuner.legacy.template import Template, read_template
+from xtuner.legacy.vision import add_processor
+from xtuner.legacy.vocabulary import WORDS, dotted, name_in, word_of
 
 DEFAULT_HOOKS = {
     "timer": "IterTimerHook",
@@ -20,7 +22,9 @@ DEFAULT_HOOKS = {
 }
 SAMPLING = {"do_sample": True, "temperature": 0.1, "top_p": 0.75, "top_k": 40}
 """How 0.1.x drew the answers of EvaluateChatHook, and how they are drawn here."""
-CUSTOM_HOOKS = ("DatasetInfoHook", "EvaluateChatHook", "ThroughputHook", "VarlenAttnArgsToMessageHubHook")
+CUSTOM_HOOKS = (
+    *("DatasetInfoHook", "EvaluateChatHook", "ThroughputHook", "VarlenAttnArgsToMessageHubHook", "HFCheckpointHook"),
+)
 
 
 def read_default_hooks(root: Phrase, loop: Table) -> Table:
@@ -61,33 +65,56 @@ def read_checkpoint_hook(hook: Phrase) -> Table:
     return spec
 
 
-def read_custom_hooks(root: Phrase, data: Table, callbacks: list[Any]) -> Table | None:
+def read_custom_hooks(root: Phrase, model: Table, data: Table, callbacks: list[Any]) -> Table | None:
     """Translate `custom_hooks` to the table of a `ProbeSpec`, if questions are asked; adds to `callbacks`.
 
     Raises:
-        UserError: a hook of somebody else, or an argument that is not known or cannot be followed.
+        UserError: a hook of mmengine, or an argument that is not known or cannot be followed.
     """
     probe = None
     for number, one in enumerate(root.take("custom_hooks") or []):
-        where = root.where("custom_hooks")
-        if isinstance(one, Table) and "type" in one and word_of(one["type"]) not in (*CUSTOM_HOOKS, *LATER):
-            name = dotted(one["type"]) or short(one["type"])
-            raise UserError(
-                f"{one.where('type')}: {name} is a hook class of mmengine, which is not used here.",
-                "Remove it, or write it as a callback: docs/design.md, 'To add something'.",
-            )
-        hook = as_phrase(one, CUSTOM_HOOKS, f"custom_hooks.{number}", where)
+        if isinstance(one, Table) and "type" in one and word_of(one["type"]) not in WORDS:
+            callbacks.append(read_own_hook(one))
+            continue
+        hook = as_phrase(one, CUSTOM_HOOKS, f"custom_hooks.{number}", root.where("custom_hooks"))
         if hook.word == "EvaluateChatHook":
             if probe is not None:
                 raise UserError(f"{hook.where()}: a second EvaluateChatHook.", "Put all questions into one.")
-            probe = read_probe(hook, root, data)
+            probe = read_probe(hook, root, model, data)
         elif hook.word == "ThroughputHook":
             callbacks.append("throughput")
+        elif hook.word == "HFCheckpointHook":
+            options = Table(file=hook.table.file, line=hook.table.line)
+            if hook.take("out_dir") is not None:
+                hook.move("out_dir", options, "folder")
+            callbacks.append({"name": "hf_model", "options": options} if options else "hf_model")
         hook.done()
     return probe
 
 
-def read_probe(hook: Phrase, root: Phrase, data: Table) -> Table:
+def read_own_hook(hook: Table) -> Table:
+    """Translate a hook of the user's own, `package.module.Class` or `file.py:Class`, to a callback.
+
+    Raises:
+        UserError: it is a word that hooks do not have, or a hook of mmengine.
+    """
+    path = dotted(hook["type"])
+    if path is None or path.startswith(("mmengine.", "mmcv.", "xtuner.")) or not {".", ":"} & set(path):
+        name = path or short(hook["type"])
+        known = ", ".join(CUSTOM_HOOKS)
+        hint = did_you_mean(name.rsplit(".", 1)[-1], CUSTOM_HOOKS) or f"Known: {known}; or 'my_file.py:MyCallback'."
+        raise UserError(
+            f"{hook.where('type')}: {name} is a hook class of mmengine, which is not used here."
+            if path and path.startswith(("mmengine.", "mmcv."))
+            else f"{hook.where('type')}: there is no hook {name}.",
+            hint,
+        )
+    options = hook.copy()
+    del options["type"]
+    return Table({"name": own_name(path, hook.file), "options": options}, file=hook.file, line=hook.line)
+
+
+def read_probe(hook: Phrase, root: Phrase, model: Table, data: Table) -> Table:
     """Translate `EvaluateChatHook`."""
     spec = Table(file=hook.table.file, line=hook.table.line)
     questions = hook.need("evaluation_inputs")
@@ -95,18 +122,28 @@ def read_probe(hook: Phrase, root: Phrase, data: Table) -> Table:
     spec.put("system", read_system(hook, root), hook.line("system"))
     if hook.take("every_n_iters") is not None:
         hook.move("every_n_iters", spec, "every")
+    options = dict(hook.take("generation_kwargs") or {})
     hook.move("max_new_tokens", spec, "max_new_tokens")
-    template = hook.take("prompt_template")
-    name = None if template is None else read_template_name(template, hook.where("prompt_template"))
-    # a hook without a template asks in bare words
-    name = name or ("plain" if data.get("template") else None)
-    if name != data.get("template"):
-        spec.put("template", name, hook.line("prompt_template"))
+    if "max_new_tokens" in options:  # it had the last word
+        spec.put("max_new_tokens", options.pop("max_new_tokens"), hook.line("generation_kwargs"))
+    images = hook.take("evaluation_images")
+    processor = hook.take("image_processor")
+    if images is not None and "vision" in model:
+        add_processor(processor, model["vision"], hook.where("image_processor"))
+        listed = [images] if isinstance(images, str) else list(images)
+        spec.put("images", listed, hook.line("evaluation_images"))
+    elif images is not None:
+        raise UserError(
+            f"{hook.where('evaluation_images')}: questions with pictures, and the model reads text alone.",
+            "Remove evaluation_images.",
+        )
+    template = read_probe_template(hook, data)
+    if template != data.get("template"):
+        spec.put("template", template, hook.line("prompt_template"))
     stop_words = [*(hook.take("stop_words") or []), *filter(None, [hook.take("stop_word")])]
-    known = TEMPLATES[name].stop_words if name else ()
+    known = TEMPLATES[template].stop_words if isinstance(template, str) and template in TEMPLATES else ()
     if further := [word for word in stop_words if word not in known]:
         spec.put("stop_words", further, hook.line("stop_words" if "stop_words" in hook.table else "stop_word"))
-    options = hook.take("generation_kwargs") or {}
     for name, value in options.items():
         if name not in SAMPLING or SAMPLING[name] != value:
             usual = ", ".join(f"{key}={usual!r}" for key, usual in SAMPLING.items())
@@ -116,6 +153,15 @@ def read_probe(hook: Phrase, root: Phrase, data: Table) -> Table:
                 f"Remove {name} from generation_kwargs.",
             )
     return spec
+
+
+def read_probe_template(hook: Phrase, data: Table) -> Template | None:
+    """Return the template of the questions; None where neither they nor the data have one."""
+    template = hook.take("prompt_template")
+    if template is not None:
+        return read_template(template, hook.where("prompt_template"))
+    # a hook without a template asks in bare words
+    return "plain" if data.get("template") else None
 
 
 def read_system(hook: Phrase, root: Phrase) -> str:

@@ -1,5 +1,6 @@
-"""The model of a 0.1.x config: `SupervisedFinetune`, the checkpoint, 4 or 8 bits, LoRA, tokenizer."""
+"""The model of a 0.1.x config: what is trained and what is minimised, the checkpoint, 4 or 8 bits, LoRA, tokenizer."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from xtuner.config.table import Table
@@ -7,9 +8,25 @@ from xtuner.errors import UserError
 from xtuner.legacy.phrase import Phrase, as_phrase, short
 from xtuner.legacy.vocabulary import dotted
 
-LOADERS = ("AutoModelForCausalLM.from_pretrained", "MistralForCausalLM.from_pretrained")
+LOADERS = (
+    "AutoModelForCausalLM.from_pretrained",
+    "MistralForCausalLM.from_pretrained",
+    "DeepseekV2ForCausalLM.from_pretrained",
+)
 TOKENIZERS = ("AutoTokenizer.from_pretrained", "LlamaTokenizer.from_pretrained")
-TOKENIZER_OPTIONS = ("eos_token", "bos_token", "unk_token", "encode_special_tokens")
+TOKENIZER_OPTIONS = (
+    *("eos_token", "bos_token", "unk_token", "encode_special_tokens"),
+    *("additional_special_tokens", "extra_special_tokens"),
+)
+TEXT_MODELS = ("SupervisedFinetune", "DPO", "ORPO", "RewardModel")
+
+OBJECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "SupervisedFinetune": ("sft", ()),
+    "DPO": ("dpo", ("beta", "loss_type", "label_smoothing")),
+    "ORPO": ("orpo", ("beta",)),
+    "RewardModel": ("reward", ("loss_type", "penalty_type", "penalty_weight", "reward_token_id")),
+}
+"""Model word -> objective, and its arguments that are options of it."""
 
 # what 0.1.x computed in float16 is computed in the best format that the device has
 DTYPES = {"float16": "auto", "half": "auto", "bfloat16": "bfloat16", "float32": "float32", "float": "float32"}
@@ -17,16 +34,14 @@ DTYPES = {"float16": "auto", "half": "auto", "bfloat16": "bfloat16", "float32": 
 ATTENTION = {None: "auto", "flash_attention_2": "auto", "sdpa": "sdpa", "eager": "eager"}
 
 
-def read_model(root: Phrase) -> Table:
-    """Translate `model` to the table of a `ModelSpec`.
+def read_text_model(model: Phrase) -> tuple[Table, Table]:
+    """Translate a model that reads text: the tables of its `ModelSpec` and of its objective.
 
     Raises:
         UserError: a word or an argument that is not known or cannot be followed.
     """
-    root.need("model")
-    model = root.phrase("model", "SupervisedFinetune")
-    assert model is not None
     spec = Table(file=model.table.file, line=model.table.line)
+    model.role = TEXT_MODELS[0]
     model.need("llm")
     llm = model.phrase("llm", *LOADERS)
     assert llm is not None
@@ -36,13 +51,35 @@ def read_model(root: Phrase) -> Table:
         spec.put("lora", read_lora(lora), model.line("lora"))
     model.move("peft_model", spec, "adapter")
     model.move("use_activation_checkpointing", spec, "recompute")
+    model.move("max_position_embeddings", spec, "max_position_embeddings")
+    if model.take("tokenizer") is not None:
+        spec.put("resize_vocab", True, model.line("tokenizer"))
+    objective = read_objective(model)
     model.done()
-    if "quant" in spec and lora is None:
+    check_trainable(spec, model.where("llm"))
+    return spec, objective
+
+
+def read_objective(model: Phrase) -> Table:
+    """Translate what `DPO` and the others say beside the model."""
+    name, arguments = OBJECTIVES[model.word]
+    options = Table(file=model.table.file, line=model.table.line)
+    for argument in arguments:
+        model.move(argument, options, argument)
+    if name == "dpo":
+        reference = model.phrase("ref_llm", *LOADERS)
+        if reference is not None:
+            options.put("ref_model", reference.need("pretrained_model_name_or_path"), model.line("ref_llm"))
+    return Table({"name": name, "options": options}, file=model.table.file, line=model.line("type"))
+
+
+def check_trainable(spec: Table, where: str) -> None:
+    """Refuse quantised weights without anything else to train."""
+    if "quant" in spec and "lora" not in spec and not spec.get("freeze"):
         raise UserError(
-            f"{model.where('llm')}: weights in {spec['quant'].get('bits', 4)} bits cannot be trained themselves.",
+            f"{where}: weights in {spec['quant'].get('bits', 4)} bits cannot be trained themselves.",
             "Add lora=dict(type=LoraConfig, ...), or remove quantization_config.",
         )
-    return spec
 
 
 def read_checkpoint(llm: Phrase, spec: Table) -> None:
@@ -51,12 +88,8 @@ def read_checkpoint(llm: Phrase, spec: Table) -> None:
     spec.put("path", llm.need("pretrained_model_name_or_path"), llm.line("pretrained_model_name_or_path"))
     if (dtype := llm.take("torch_dtype", llm.take("dtype"))) is not None:
         spec.put("dtype", read_dtype(dtype, llm.where("torch_dtype")), llm.line("torch_dtype"))
-    quant = llm.phrase("quantization_config", "BitsAndBytesConfig")
-    if quant is not None and (bits := read_quant(quant)) is not None:
-        spec.put("quant", bits, llm.line("quantization_config"))
-    for argument, number in (("load_in_4bit", 4), ("load_in_8bit", 8)):
-        if llm.take(argument):
-            spec.put("quant", Table({"bits": number}, file=spec.file, line=llm.line(argument)), llm.line(argument))
+    llm.only("revision", None, "main", fix="Download that revision, and give its folder as the model.")
+    read_bits(llm, spec)
     attention = llm.take("attn_implementation")
     if attention not in ATTENTION:
         where = llm.where("attn_implementation")
@@ -65,6 +98,17 @@ def read_checkpoint(llm: Phrase, spec: Table) -> None:
     if ATTENTION[attention] != "auto":
         spec.put("attention", ATTENTION[attention], llm.line("attn_implementation"))
     llm.done()
+
+
+def read_bits(loader: Phrase, spec: Table) -> None:
+    """Translate `quantization_config`, `load_in_4bit` and `load_in_8bit` of a `from_pretrained`."""
+    quant = loader.phrase("quantization_config", "BitsAndBytesConfig")
+    if quant is not None and (bits := read_quant(quant)) is not None:
+        spec.put("quant", bits, loader.line("quantization_config"))
+    for argument, number in (("load_in_4bit", 4), ("load_in_8bit", 8)):
+        if loader.take(argument):
+            line = loader.line(argument)
+            spec.put("quant", Table({"bits": number}, file=spec.file, line=line), line)
 
 
 def read_dtype(value: Any, where: str) -> str:
@@ -119,11 +163,14 @@ def read_lora(lora: Phrase) -> Table:
     lora.move("use_dora", spec, "dora")
     lora.move("rank_pattern", spec, "rank_pattern")
     lora.move("alpha_pattern", spec, "alpha_pattern")
+    lora.only("init_lora_weights", True, None, fix="Remove init_lora_weights: A is drawn, B begins at zero.")
+    for argument in ("layers_to_transform", "layers_pattern", "exclude_modules"):
+        lora.only(argument, None, [], fix=f"Remove {argument}, and let target_modules say it as a regular expression.")
     lora.done()
     return spec
 
 
-def add_tokenizer(tokenizers: list[Any], spec: Table, where: str) -> None:
+def add_tokenizer(tokenizers: Sequence[Any], spec: Table, where: str) -> None:
     """Add the tokenizer that the data sets use to the spec of the model.
 
     Raises:
@@ -140,6 +187,7 @@ def add_tokenizer(tokenizers: list[Any], spec: Table, where: str) -> None:
     if path != spec["path"]:
         spec.put("tokenizer", path, phrase.line("pretrained_model_name_or_path"))
     options = {name: phrase.take(name) for name in TOKENIZER_OPTIONS if name in phrase.table}
+    phrase.only("revision", None, "main", fix="Download that revision, and give its folder as the tokenizer.")
     phrase.done()
     if options:
         spec.put("tokenizer_options", Table(options, file=spec.file, line=phrase.table.line), phrase.table.line)

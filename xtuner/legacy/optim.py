@@ -9,7 +9,7 @@ from xtuner.legacy.vocabulary import OPTIMISERS, dotted
 
 LOOPS = ("TrainLoop", "EpochBasedTrainLoop", "IterBasedTrainLoop")
 SCHEDULES = {"LinearLR": "linear", "CosineAnnealingLR": "cosine", "ConstantLR": "constant"}
-BY_EPOCH = "Write begin and end in epochs, one after another, up to max_epochs."
+IN_ROW = "Write begin and end in epochs, one after another, up to max_epochs."
 CLOSE = 1e-6
 NEVER = 1e8
 """mmengine ends a schedule without an end at a thousand million."""
@@ -22,7 +22,7 @@ def read_optim(root: Phrase, loop: Table) -> Table:
         UserError: a word or an argument that is not known or cannot be followed.
     """
     root.need("optim_wrapper")
-    wrapper = root.phrase("optim_wrapper", "AmpOptimWrapper", "OptimWrapper")
+    wrapper = root.phrase("optim_wrapper", "AmpOptimWrapper", "OptimWrapper", "DeepSpeedOptimWrapper")
     assert wrapper is not None
     wrapper.role = "optim_wrapper"
     spec = Table(file=wrapper.table.file, line=wrapper.table.line)
@@ -33,6 +33,8 @@ def read_optim(root: Phrase, loop: Table) -> Table:
     optimizer.need("lr")
     for argument in ("lr", "betas", "eps"):
         optimizer.move(argument, spec, argument)
+    if optimizer.word == "SGD":
+        spec.put("betas", (optimizer.number("momentum", 0.0), 0.999), optimizer.line("momentum"))
     # AdamW of torch decays by 0.01 unless told otherwise
     optimizer.move("weight_decay", spec, "weight_decay", default=0.01 if optimizer.word == "AdamW" else None)
     optimizer.done()
@@ -43,12 +45,23 @@ def read_optim(root: Phrase, loop: Table) -> Table:
         clip.done()
     wrapper.move("accumulative_counts", loop, "accumulate")
     dtype = wrapper.take("dtype")
-    if wrapper.word == "OptimWrapper":
+    if wrapper.word == "DeepSpeedOptimWrapper":
+        read_strategy_optim(root, spec, loop)
+    elif wrapper.word == "OptimWrapper":
         loop.put("precision", "float32", wrapper.line("type"))
     elif dtype is not None and (dotted(dtype) or "").removeprefix("torch.") != "float16":
         loop.put("precision", (dotted(dtype) or str(dtype)).removeprefix("torch."), wrapper.line("dtype"))
     wrapper.done()
     return spec
+
+
+def read_strategy_optim(root: Phrase, spec: Table, loop: Table) -> None:
+    """Take what 0.1.x moved from the optimiser to `strategy` when it trained with --deepspeed."""
+    strategy = root.phrase("strategy", "DeepSpeedStrategy")
+    if strategy is None:
+        return
+    strategy.move("gradient_accumulation_steps", loop, "accumulate")
+    strategy.move("gradient_clipping", spec, "max_norm")
 
 
 def read_loop(root: Phrase, loop: Table) -> None:
@@ -81,51 +94,82 @@ def read_schedule(root: Phrase, loop: Table) -> Table:
         return spec
     listed = value if isinstance(value, list | tuple) else [value]
     phrases = [as_phrase(one, tuple(SCHEDULES), "param_scheduler", where) for one in listed]
-    end = run_length(phrases, loop)
+    for phrase in phrases:
+        phrase.role = "param_scheduler"
+    by_epoch = read_unit(phrases)
+    end = run_length(phrases, loop, by_epoch)
     close = CLOSE * max(1.0, end)
     position = 0.0
     for number, phrase in enumerate(phrases):
-        phrase.role = "param_scheduler"
-        begin, until = read_span(phrase, end)
+        begin, until = phrase.number("begin", 0), phrase.number("end", end)
+        until = end if until > NEVER else until
         if abs(begin - position) > close:
-            raise UserError(f"{phrase.where('begin')}: this schedule begins at {begin}, not at {position}.", BY_EPOCH)
+            raise UserError(f"{phrase.where('begin')}: this schedule begins at {begin:g}, not at {position:g}.", IN_ROW)
         if phrase.word == "LinearLR" and is_warmup(phrase):
             if number:
                 raise UserError(f"{phrase.where()}: a warm-up stands first.", "Put it in front.")
-            spec.put("warmup", round(until / end, 12), phrase.line("end"))
-            factor = phrase.number("start_factor", 1 / 3)
-            if spec["warmup"]:
-                spec.put("warmup_start", factor, phrase.line("start_factor"))
+            read_warmup(phrase, spec, until, end if by_epoch else None)
         else:
             spec.put("name", SCHEDULES[phrase.word], phrase.line("type"))
             read_floor(phrase, root, spec)
             if abs(until - end) > close:
-                raise UserError(f"{phrase.where('end')}: the schedule ends at {until}, the run at {end}.", BY_EPOCH)
+                unit = "epochs" if by_epoch else "iterations"
+                raise UserError(
+                    f"{phrase.where('end')}: the schedule ends after {until:g} {unit}, the run after {end:g}.",
+                    "Leave end out, and the schedule ends with the run; in built-in configs max_epochs sets both.",
+                )
         phrase.done()
         position = until
     return spec
 
 
-def run_length(phrases: list[Phrase], loop: Table) -> float:
-    """Return the length of the run in the unit of the schedules: the epochs of the loop.
+def read_warmup(phrase: Phrase, spec: Table, until: float, end: float | None) -> None:
+    """Translate a warm-up: as a share of a run of `end` epochs, or (None) in iterations."""
+    factor = phrase.number("start_factor", 1 / 3)
+    if end is None:
+        if until >= 1:
+            spec.put("warmup_iters", int(until), phrase.line("end"))
+    else:
+        spec.put("warmup", round(until / end, 12), phrase.line("end"))
+    if spec["warmup"] or "warmup_iters" in spec:
+        spec.put("warmup_start", factor, phrase.line("start_factor"))
 
-    The schedules of a run that is cut by iterations count epochs all the same; then their last end is the length.
+
+def read_unit(phrases: list[Phrase]) -> bool:
+    """Say whether the schedules count epochs, and not iterations.
+
+    Raises:
+        UserError: some do and some do not, or they are stepped once an epoch.
     """
-    if "max_iters" in loop:
-        return max([phrase.number("end", 0) for phrase in phrases if phrase.word != "LinearLR"], default=0.0) or 1.0
-    return float(loop["epochs"])
-
-
-def read_span(phrase: Phrase, end: float) -> tuple[float, float]:
-    """Return begin and end of one schedule, in epochs."""
-    for argument, usual in (("by_epoch", True), ("convert_to_iter_based", False)):
-        if not phrase.take(argument, usual):
+    units = [bool(phrase.take("by_epoch", True)) for phrase in phrases]
+    for phrase, by_epoch in zip(phrases, units, strict=True):
+        if by_epoch != units[0]:
+            raise UserError(f"{phrase.where('by_epoch')}: one schedule counts epochs, another iterations.", IN_ROW)
+        if not phrase.take("convert_to_iter_based", False) and by_epoch:
             raise UserError(
-                f"{phrase.where(argument)}: schedules are counted in epochs and stepped every iteration.",
+                f"{phrase.where('convert_to_iter_based')}: the learning rate moves every iteration, not every epoch.",
                 "Write by_epoch=True, convert_to_iter_based=True, begin and end in epochs.",
             )
-    begin, until = phrase.number("begin", 0), phrase.number("end", end)
-    return begin, end if until > NEVER else until
+    return units[0] if units else True
+
+
+def run_length(phrases: list[Phrase], loop: Table, by_epoch: bool) -> float:
+    """Return the length of the run in the unit of the schedules.
+
+    Epochs cannot be turned into iterations before the data are known, and the other way round: then the last end that
+    a schedule names is the length.
+    """
+    if by_epoch != ("max_iters" in loop):
+        return float(loop["epochs" if by_epoch else "max_iters"])
+    ends = [phrase.number("end", 0) for phrase in phrases if not (phrase.word == "LinearLR" and is_warmup(phrase))]
+    longest = max((end for end in ends if end <= NEVER), default=0.0)
+    if longest and not by_epoch:
+        last = phrases[-1]
+        raise UserError(
+            f"{last.where('end')}: the schedule ends after {longest:g} iterations, and train_cfg counts epochs.",
+            f"Leave end out, and the schedule ends with the run; or write train_cfg = dict(max_iters={longest:g}).",
+        )
+    return longest or 1.0
 
 
 def is_warmup(phrase: Phrase) -> bool:

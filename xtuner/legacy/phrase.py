@@ -5,7 +5,8 @@ from typing import Any
 
 from xtuner.config.table import Table
 from xtuner.errors import UserError, did_you_mean
-from xtuner.legacy.vocabulary import HARMLESS, LATER, LATER_ARGUMENTS, WORDS, dotted, word_of
+from xtuner.legacy.harmless import HARMLESS
+from xtuner.legacy.vocabulary import WORDS, dotted, word_of
 
 
 class Phrase:
@@ -70,6 +71,16 @@ class Phrase:
             if default is not None:
                 into.put(key, default, self.table.line)
 
+    def only(self, name: str, *usual: Any, fix: str) -> None:
+        """Take an argument that may be given, but with a usual value alone.
+
+        Raises:
+            UserError: another value.
+        """
+        value = self.take(name, usual[0])
+        if value not in usual:
+            raise UserError(f"{self.where(name)}: {name}={short(value)} cannot be followed.", fix)
+
     def phrase(self, name: str, *words: str) -> "Phrase | None":
         """Return a nested `dict(type=one of words, ...)`, None when it is absent or None.
 
@@ -94,20 +105,12 @@ class Phrase:
         """Refuse what nobody has asked for.
 
         Raises:
-            UserError: an argument that the word does not have (with the nearest), or that cannot be followed yet.
+            UserError: an argument that the word does not have (with the nearest).
         """
         harmless = {argument for word, argument in HARMLESS if word == self.role}
-        for name, value in self.table.items():
+        for name in self.table:
             if name in self._asked or name in harmless or name in ("type", "_delete_", "_scope_"):
                 continue
-            what = LATER_ARGUMENTS.get((self.role, name))
-            if what is not None:
-                if value in (None, False, [], {}):
-                    continue
-                raise UserError(
-                    f"{self.where(name)}: {name} of {self.word} is for {what}, which this version cannot do yet.",
-                    "Remove it to train without.",
-                )
             known = [*self._asked, *harmless]
             hint = did_you_mean(name, known) or f"Known: {', '.join(sorted(known))}."
             raise UserError(f"{self.where(name)}: {self.word} has no argument {name} here.", hint)
@@ -117,7 +120,7 @@ def as_phrase(value: Any, words: Sequence[str], path: str, where: str) -> Phrase
     """Make a phrase of a `dict(type=one of words, ...)`.
 
     Raises:
-        UserError: not a dict, no type, a word that is not known, belongs elsewhere, or cannot be run yet.
+        UserError: not a dict, no type, a word that is not known or belongs elsewhere.
     """
     if not isinstance(value, Table):
         raise UserError(f"{where}: {path} is {short(value)}; it must be a dict(type=...).", expect(words))
@@ -126,23 +129,13 @@ def as_phrase(value: Any, words: Sequence[str], path: str, where: str) -> Phrase
         raise UserError(f"{value.where()}: {path} has no type.", f"Add type={expected}." if words else "")
     word = word_of(value["type"])
     place = value.where("type")
-    if word in LATER:
-        raise later(word, place)
     if word is None:
         name = dotted(value["type"]) or short(value["type"])
-        hint = did_you_mean(name.rsplit(".", 1)[-1], words) or did_you_mean(name, [*WORDS, *LATER])
+        hint = did_you_mean(name.rsplit(".", 1)[-1], words) or did_you_mean(name, WORDS)
         raise UserError(f"{place}: {name} is not a word that is known for {path}.", hint or expect(words))
     if words and word not in words:
         raise UserError(f"{place}: {word} does not belong at {path}.", expect(words))
     return Phrase(value, word, path)
-
-
-def later(word: str, where: str) -> UserError:
-    """Make the error of a word whose part of the toolkit is still to come."""
-    return UserError(
-        f"{where}: {word} is for {LATER[word][1]}, which this version cannot run yet; it translates later.",
-        "Text models are trained with SupervisedFinetune: xtuner list-cfg shows configs.",
-    )
 
 
 def expect(words: Sequence[str]) -> str:

@@ -1,8 +1,12 @@
-"""A checkpoint becomes a module: families, tokenizers, LoRA, quantisation, output heads."""
+"""A checkpoint becomes a module: families, tokenizers, LoRA, quantisation, output heads.
 
-FAMILIES: dict[str, str] = {
-    "internlm2": "xtuner.model.families.internlm2:FAMILY",
-}
-"""model_type of a config.json -> the family that transformers lacks."""
+`import xtuner.model` is all that a program needs whose `AutoModelForCausalLM.from_pretrained` shall know the families
+of our own. It imports transformers; what is known of models without that stands in `checkpoint.kind` and
+`checkpoint.describe`.
+"""
 
-__all__ = ["FAMILIES"]
+from xtuner.model.register import register_families
+
+register_families()
+
+__all__: list[str] = []

@@ -8,18 +8,19 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from xtuner.errors import UserError
-from xtuner.ops.attention import causal_attention, masked_attention, packed_attention
+from xtuner.ops.attention import capped_attention, causal_attention, masked_attention, packed_attention
 from xtuner.ops.packing import Packing
 
 PACKED = "xtuner_packed"
 """The name under which models ask for the function: `attn_implementation=PACKED`."""
 
 UNKNOWN_FEATURES = {
-    "softcap": "a soft cap on its scores",
-    "s_aux": "attention sinks",
     "position_bias": "a position bias",
 }
-FIX = "Choose another model; this one cannot be trained yet."
+UNPACKED = "Train it one sample a row: data.pack=false loop.batch_size=1"
+LARGEST_DIFFERENCE = 0.2
+"""Share of the logits' spread by which two ways of computing attention may differ: half precision makes 0.01, and some
+more where a token goes to another expert for it; a way that leaves something out, more than this."""
 
 PROBE_LENGTHS = [5, 1, 7]
 
@@ -46,12 +47,15 @@ def attend(
     sliding_window: int | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The function models call: `query` (B, H, T, d), `key` and `value` (B, G, S, d); returns (B, T, H, d).
 
     With `cu_seq_lens_q` the row is packed; with `attention_mask` (B, 1, T, S) that mask holds; with neither the
-    attention is causal, behind a cache if there are more keys than queries.
+    attention is causal, behind a cache if there are more keys than queries. `softcap` bounds the scores, `s_aux` (H,)
+    are attention sinks.
     """
     for feature, words in UNKNOWN_FEATURES.items():
         if kwargs.get(feature) is not None:
@@ -63,13 +67,14 @@ def attend(
     dropout = dropout if module.training else 0.0
     query, key, value = _same_dtype(query, key, value)
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    options: dict[str, Any] = {"scale": scale, "dropout": dropout, "softcap": softcap, "sinks": s_aux}
     if cu_seq_lens_q is not None and causal and query.shape[2] == key.shape[2]:
         assert max_length_q is not None
-        mixed = packed_attention(
-            query, key, value, cu_seq_lens_q, max_length_q, scale=scale, window=sliding_window, dropout=dropout
-        )
+        mixed = packed_attention(query, key, value, cu_seq_lens_q, max_length_q, window=sliding_window, **options)
     elif attention_mask is None and causal:
-        mixed = causal_attention(query, key, value, scale=scale, window=sliding_window, dropout=dropout)
+        mixed = causal_attention(query, key, value, window=sliding_window, **options)
+    elif softcap is not None or s_aux is not None:
+        mixed = capped_attention(query, key, value, attention_mask, **options)
     else:
         mixed = masked_attention(query, key, value, attention_mask, scale=scale, dropout=dropout)
     return mixed.transpose(1, 2), None
@@ -93,7 +98,7 @@ def check_packing(model: PreTrainedModel) -> None:
     hang on the dtype. Costs five forward passes of a few tokens.
 
     Raises:
-        UserError: they differ, so the model must not be trained with packed rows.
+        UserError: they differ, so the model must not be trained with several samples in a row.
     """
     device, vocabulary = model.device, model.config.get_text_config().vocab_size
     rows = [torch.arange(n, device=device).mul(37).add(11).remainder(vocabulary)[None] for n in PROBE_LENGTHS]
@@ -107,11 +112,57 @@ def check_packing(model: PreTrainedModel) -> None:
         packed = model(row, position_ids=positions, use_cache=False, **borders).logits.float()
         leaking = model(row, use_cache=False).logits.float()
     except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"This model does not take packed rows: {error}.", FIX) from error
+        raise UserError(f"This model does not take packed rows: {_first_line(error)}.", UNPACKED) from error
     finally:
         model.train(was_training)
     if (packed - alone).norm() > 0.5 * (leaking - alone).norm():
-        raise UserError("Samples packed into one row would see each other in this model.", FIX)
+        raise UserError("Samples packed into one row would see each other in this model.", UNPACKED)
+
+
+@torch.no_grad()
+def check_attention(model: PreTrainedModel) -> None:
+    """Prove on a short row that the attention which was chosen computes what the model's own formula (eager) does.
+
+    Raises:
+        UserError: it leaves something out, as SDPA does with a soft cap in some versions of transformers.
+    """
+    chosen = model.config._attn_implementation
+    if chosen in (None, "eager") or not model._supports_attention_backend:
+        return  # the formula itself, or a class that cannot change to it
+    config = model.config.get_text_config()
+    name = "packed" if chosen == PACKED else chosen
+    problem = UserError(f"The {name} attention leaves out something of this model's own.", "Set model.attention=eager")
+    if chosen == "sdpa" and getattr(config, "attn_logit_softcapping", None) is not None:
+        raise problem  # transformers 5.17 computes without it; with few tokens that is hardly to be seen
+    vocabulary = config.vocab_size
+    row = torch.arange(sum(PROBE_LENGTHS), device=model.device).mul(37).add(11).remainder(vocabulary)[None]
+    was_training = model.training
+    model.eval()
+    try:
+        found = model(row, use_cache=False).logits.float()
+        model.set_attn_implementation("eager")
+        expected = model(row, use_cache=False).logits.float()
+    finally:
+        model.set_attn_implementation(chosen)
+        model.train(was_training)
+    spread = (expected - expected.mean(-1, keepdim=True)).norm()
+    if not (found - expected).norm() <= LARGEST_DIFFERENCE * spread:
+        raise problem
+
+
+def attention_of(model_class: type[PreTrainedModel] | None, wanted: str, *, train: bool) -> str | None:
+    """Return the `attn_implementation` for a model of `model_class` (None: unknown), or None for the library's choice.
+
+    Ours is asked for in training; a class that does not call attention through `AttentionInterface` cannot have it.
+    """
+    if wanted != "auto":
+        return wanted
+    ours = train and (model_class is None or model_class._supports_attention_backend)
+    return PACKED if ours else None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _same_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

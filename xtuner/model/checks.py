@@ -9,60 +9,11 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils.hub import cached_file
 
-from xtuner.checkpoint.run_record import is_run_folder
-from xtuner.errors import UserError, is_out_of_memory
-from xtuner.network import HUB_ID, hub_is_reachable
-
-LARGE = (".safetensors", ".bin", ".model", ".json")
-LFS_NOTE = b"version https://git-lfs"
-MOST_NOTE = 1024
-"""Bytes; such a note has about 130."""
-
-
-def check_folder(path: str, files: tuple[str, ...]) -> None:
-    """Refuse a path that is neither a folder with one of `files` nor looks like a hub id.
-
-    Raises:
-        UserError: says which of the two is missing.
-    """
-    folder = Path(path)
-    if folder.is_file():
-        raise UserError(f"{path} is a file; a model is a folder.", "Give the folder that holds config.json.")
-    if folder.is_dir():
-        if any((folder / name).is_file() for name in files):
-            check_fetched(folder)
-            return
-        if (folder / "adapter_config.json").is_file():
-            raise UserError(
-                f"{path} is an adapter, not a model.", "Give the base model as the model, and this folder as adapter."
-            )
-        if is_run_folder(folder):
-            raise UserError(
-                f"{path} is the folder of a run, not a model.",
-                f"Make a model of it first: xtuner convert merge {path} ./merged",
-            )
-        raise UserError(f"{path} holds no {files[-1]}, so it is not a model.", "Give the folder of a model.")
-    if not HUB_ID.fullmatch(path) or path.startswith("."):
-        raise UserError(f"There is no model folder {path}.", "Check the path of the model.")
-
-
-def check_fetched(folder: Path) -> None:
-    """Refuse a folder that was cloned without Git LFS: its large files are notes of a few lines.
-
-    Raises:
-        UserError: names the first of them.
-    """
-    for file in sorted(folder.iterdir()):
-        if file.suffix in LARGE and file.is_file() and file.stat().st_size < MOST_NOTE:
-            with file.open("rb") as raw:
-                is_note = raw.read(len(LFS_NOTE)) == LFS_NOTE
-            if is_note:
-                raise UserError(
-                    f"{file} is only the note that Git LFS leaves in place of a large file.",
-                    f"Fetch the files: git -C {folder} lfs pull",
-                )
+from xtuner.errors import ForeignCode, UserError, is_out_of_memory
+from xtuner.network import hub_is_reachable
 
 
 def read_json(path: str, name: str) -> dict[str, Any]:
@@ -93,6 +44,20 @@ def hub_options(path: str) -> dict[str, bool]:
     return {} if Path(path).is_dir() or hub_is_reachable() else {"local_files_only": True}
 
 
+def generation_ends(path: str) -> GenerationConfig:
+    """Return what generation_config.json says about the end of an answer, and nothing else of it.
+
+    How answers are drawn is the user's to say (`Sampling`); published files hold settings of other programs, and some
+    that the library refuses together, which is no reason not to load a model.
+
+    Raises:
+        UserError: the file is not JSON.
+    """
+    value = read_json(path, "generation_config.json").get("eos_token_id")
+    ids = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int)]
+    return GenerationConfig(eos_token_id=ids or None)
+
+
 def check_vocabulary(model: nn.Module, highest: int, path: str) -> None:
     """Refuse tokens that the model has no embedding for; `highest` is the largest id, `path` names the tokenizer.
 
@@ -106,6 +71,35 @@ def check_vocabulary(model: nn.Module, highest: int, path: str) -> None:
         raise UserError(
             f"The tokenizer in {path} gives token {highest}, but the model knows only {known} (0 to {known - 1}).",
             "The two come from different models; download or copy the original tokenizer again.",
+        )
+
+
+def check_rotary(config: PreTrainedConfig, max_length: int, *, packed: bool) -> None:
+    """Refuse rows for which the library's rotary positions would depend on more than the sample itself.
+
+    `longrope` takes other frequencies for the whole row when one segment is long; `dynamic` keeps those of the longest
+    row it ever saw. `config` is that of the loaded model, `max_length` the longest sample in tokens.
+
+    Raises:
+        UserError: samples may be longer than what the model was first trained on, so the case can happen.
+    """
+    text = config.get_text_config()
+    found = getattr(text, "rope_parameters", None) or {}
+    kinds = found.values() if all(isinstance(value, dict) for value in found.values()) else [found]
+    for rope in kinds:
+        kind = rope.get("rope_type")
+        first = rope.get("original_max_position_embeddings") or text.max_position_embeddings
+        if max_length <= first or kind not in ("dynamic", "longrope") or (kind == "longrope" and not packed):
+            continue
+        if kind == "longrope":
+            raise UserError(
+                f"A sample of more than {first} tokens changes the positions of all samples that share its row.",
+                f"Set data.max_length={first}, or train one sample a row: data.pack=false loop.batch_size=1",
+            )
+        raise UserError(
+            f"The rotary positions of this model are dynamic: after a sample of more than {first} tokens it would read "
+            "the others differently.",
+            f"Set data.max_length={first}",
         )
 
 
@@ -157,10 +151,15 @@ def _explain_other(path: str, what: str, error: Exception) -> UserError:
             f"of the kind {kind}, which is not known" if kind else "of an unknown kind (no model_type in config.json)"
         )
         return UserError(f"{path} is a model {known}.", "Use another model, or a newer transformers.")
-    if "trust_remote_code" in text:
+    if "does not support an attention implementation" in text:
         return UserError(
+            f"The model in {path} does not have the attention that was asked for.",
+            "Leave model.attention out, or set model.attention=eager",
+        )
+    if "trust_remote_code" in text:
+        return ForeignCode(
             f"{path} brings its own program code, which is not run unless you ask for it.",
-            "If you trust it, set model.trust_remote_code: true.",
+            "If you trust it, add: model.trust_remote_code=true",
         )
     return UserError(
         f"The {what} in {path} cannot be loaded: {_first_line(error)}.", "Check or download its files again."

@@ -1,7 +1,7 @@
 """From hidden states to logits: where a model's decoder ends, and what its head does besides the product."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -71,15 +71,26 @@ def find_head(model: nn.Module) -> Head:
     return Head(inner.get_output_embeddings(), scale, softcap, config.vocab_size)
 
 
-def decoder_hidden(model: nn.Module, batch: PackedRow) -> Tensor:
-    """Run the decoder without its head on a packed row; returns (1, T, D)."""
-    return run_decoder(
-        base_model(model),
-        input_ids=batch.input_ids,
-        position_ids=batch.positions,
-        use_cache=False,
-        **packing_arguments(batch.packing),
-    )
+class Decoded(NamedTuple):
+    """What stands before the head says about a packed row."""
+
+    hidden: Tensor
+    """(1, T, D)."""
+    penalty: Tensor | None
+    """(S,): what the model adds to the mean loss of each segment, such as the balance of its experts."""
+
+
+def decode(model: nn.Module, batch: PackedRow) -> Decoded:
+    """Run the decoder without its head on a packed row.
+
+    A row that is one segment is a plain sequence, which models understand that know nothing of packing.
+    """
+    inner = base_model(model)
+    arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.packing.cu_seqlens.numel() != 2:
+        arguments.update(position_ids=batch.positions, **packing_arguments(batch.packing))
+    output = getattr(inner, inner.base_model_prefix)(**arguments)
+    return Decoded(output.last_hidden_state, getattr(output, "penalty", None))
 
 
 def run_decoder(inner: PreTrainedModel, **arguments: Any) -> Tensor:

@@ -7,16 +7,23 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from xtuner.checkpoint.adapter import read_adapter_config
-from xtuner.checkpoint.state import load_state
+from xtuner.checkpoint.hub import find_folder
+from xtuner.checkpoint.model_folder import check_folder, read_adapter_config
+from xtuner.checkpoint.path import is_state
+from xtuner.checkpoint.state import load_weights
 from xtuner.config.spec import ModelSpec
+from xtuner.conversation.encode import reads_roles_as_text
 from xtuner.errors import UserError
 from xtuner.log import LOGGER
-from xtuner.model.attention import PACKED, check_packing
-from xtuner.model.checks import check_folder, explain, hub_options, not_found, read_json
+from xtuner.model.attention import attention_of, check_attention, check_packing
+from xtuner.model.checks import explain, generation_ends, hub_options, not_found, read_json
+from xtuner.model.fp8_linear import to_fp8
 from xtuner.model.head import check_head
-from xtuner.model.register import find_tokenizer, needs_remote_code
+from xtuner.model.layer import compile_layers, set_recompute
+from xtuner.model.position import position_changes
+from xtuner.model.register import build_config, find_class, find_tokenizer, needs_remote_code
 from xtuner.model.trainable import load_trainable
+from xtuner.model.vocabulary import grow_vocabulary, with_vocabulary
 
 GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
@@ -24,7 +31,10 @@ GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 def load_tokenizer(
     path: str, *, options: Mapping[str, Any] | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder or hub id; `options` go to its class.
+    """Load the tokenizer of a folder or hub id for conversations; `options` go to its class.
+
+    ChatGLM3 was trained on one token for each word for a role, and as in the configs of 0.1.x that is how its texts are
+    read here, unless `encode_special_tokens` says otherwise.
 
     Raises:
         UserError: no such model, no tokenizer in it, or its files are damaged.
@@ -36,20 +46,26 @@ def load_tokenizer(
     given = {**hub_options(path), **(options or {})}
     with explain(path, "tokenizer"):
         if own_class is not None:
-            return own_class.from_pretrained(path, **given)
-        trust = trust_remote_code and needs_remote_code(model_type)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust, **given)
+            tokenizer = own_class.from_pretrained(path, **given)
+        else:
+            trust = trust_remote_code and needs_remote_code(model_type)
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust, **given)
         if not tokenizer.encode("a", add_special_tokens=False):  # the library makes an empty one of no files
             raise UserError(f"{path} holds no files of a tokenizer.", "Copy them from the original model.")
+        if "encode_special_tokens" not in given and reads_roles_as_text(tokenizer):
+            tokenizer.split_special_tokens = False
         return tokenizer
 
 
-def load_model(spec: ModelSpec, *, device: str, dtype: torch.dtype, train: bool) -> torch.nn.Module:
+def load_model(
+    spec: ModelSpec, *, device: str, dtype: torch.dtype, train: bool, packed: bool = True
+) -> torch.nn.Module:
     """Load what `spec` describes onto `device`.
 
     Weights of the checkpoint are held in `dtype` (4 or 8 bits with `spec.quant`); adapter weights in fp32 when
     training. For training the model comes in training mode with packed attention and, if
-    `spec.recompute`, with activations recomputed in the backward pass; else in evaluation mode.
+    `spec.recompute`, with activations recomputed in the backward pass; else in evaluation mode. `packed`: it will
+    be trained on rows of several samples, which not every model keeps apart.
     With an adapter it is a `PeftModel`. Random numbers are drawn for a new adapter only, from torch's generator.
 
     Raises:
@@ -57,24 +73,35 @@ def load_model(spec: ModelSpec, *, device: str, dtype: torch.dtype, train: bool)
             `spec` do not fit together; an adapter or weights that do not fit the model.
     """
     check_spec(spec, train=train)
-    state = load_state(Path(spec.weights)) if spec.weights is not None else None
+    weights = load_weights(Path(spec.weights)) if spec.weights is not None else None
     model = load_base(spec, device=device, dtype=dtype, train=train)
+    lora = spec.lora
+    if spec.resize_vocab and grow_vocabulary(model, num_tokens(spec)) and lora is not None:
+        lora = with_vocabulary(lora, model)
     if train:
-        prepare_training(model, spec)
+        prepare_training(model, spec, packed=packed)
+    if spec.quant is not None and spec.quant.type == "fp8":
+        to_fp8(model)  # after the proofs: its rounding would hide what they look for
     result: torch.nn.Module = model
     if spec.lora is not None or spec.adapter is not None:
         from xtuner.model.lora import add_lora, load_adapter, open_adapter
 
-        if spec.lora is None:
+        if lora is None:
             assert spec.adapter is not None
             result = open_adapter(model, spec.adapter)
         else:
-            result = add_lora(model, spec.lora)
+            result = add_lora(model, lora)
             if spec.adapter is not None:
                 load_adapter(result, spec.adapter)
-    if state is not None:
-        load_trainable(result, state.get("state_dict", state))
+    if weights is not None:
+        load_trainable(result, weights)
     return result.train(train)
+
+
+def num_tokens(spec: ModelSpec) -> int:
+    """Return how many tokens the tokenizer of `spec` has, added ones included."""
+    path = spec.tokenizer or spec.path
+    return len(load_tokenizer(path, options=spec.tokenizer_options, trust_remote_code=spec.trust_remote_code))
 
 
 def check_spec(spec: ModelSpec, *, train: bool) -> None:
@@ -87,12 +114,12 @@ def check_spec(spec: ModelSpec, *, train: bool) -> None:
         raise UserError(
             "Quantised weights cannot be trained themselves.", "Add an adapter (model.lora), or leave model.quant out."
         )
-    if spec.adapter is not None and spec.lora is None and (train or spec.adapter.rstrip(":").endswith(".pth")):
+    if spec.adapter is not None and spec.lora is None and (train or is_state(spec.adapter)):
         raise UserError(
             f"The adapter {spec.adapter} is given without LoRA settings.",
             "Add model.lora with the settings it was made with.",
         )
-    if spec.adapter is not None and not spec.adapter.rstrip(":").endswith(".pth"):
+    if spec.adapter is not None and not is_state(spec.adapter):
         read_adapter_config(spec.adapter)
 
 
@@ -106,16 +133,21 @@ def load_base(spec: ModelSpec, *, device: str, dtype: torch.dtype, train: bool) 
     options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "trust_remote_code": trust}
     options["ignore_mismatched_sizes"] = True  # they are refused below, in words of ours
     options.update(hub_options(spec.path), adapter_kwargs=hub_options(spec.path))
-    if spec.attention != "auto":
-        options["attn_implementation"] = spec.attention
-    elif train:
-        options["attn_implementation"] = PACKED
-    if spec.quant is not None:
+    options["generation_config"] = generation_ends(spec.path)
+    if changes := position_changes(spec, config):
+        options["config"] = build_config({**config, **changes})
+    attention = attention_of(find_class(config.get("model_type")), spec.attention, train=train)
+    if attention is not None:
+        options["attn_implementation"] = attention
+    fp8 = spec.quant is not None and spec.quant.type == "fp8"
+    if spec.quant is not None and not fp8:
         from xtuner.model.quant import quantization_config
 
         options["quantization_config"] = quantization_config(spec.quant, dtype)
     if spec.quant is not None or device != "cpu":
         options["device_map"] = {"": device}
+    if not Path(spec.path).is_dir():
+        find_folder(spec.path, weights=True)  # fetched here, where its progress is shown
     with explain(spec.path, "model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(spec.path, **options)
     model, info = loaded
@@ -134,7 +166,7 @@ def load_base(spec: ModelSpec, *, device: str, dtype: torch.dtype, train: bool) 
     if info["unexpected_keys"]:
         names = sorted(info["unexpected_keys"])
         LOGGER.info("%s has %d weights that the model does not use, for example %s", spec.path, len(names), names[0])
-    if spec.quant is not None:
+    if spec.quant is not None and not fp8:
         from xtuner.model.quant import freeze_quantised
 
         freeze_quantised(model, train=train)
@@ -142,11 +174,12 @@ def load_base(spec: ModelSpec, *, device: str, dtype: torch.dtype, train: bool) 
     return model
 
 
-def prepare_training(model: PreTrainedModel, spec: ModelSpec) -> None:
+def prepare_training(model: PreTrainedModel, spec: ModelSpec, *, packed: bool) -> None:
     """Prove that packed rows do not mix and that the loss sees the model's own logits; switch recomputation on."""
-    check_packing(model)
+    check_attention(model)
+    if packed:
+        check_packing(model)
     check_head(model)
-    if spec.recompute:
-        # transformers renamed the method in 5.23
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+    set_recompute(model, spec.recompute)
+    if spec.compile is True:
+        compile_layers(model)

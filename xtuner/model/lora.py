@@ -5,18 +5,24 @@ PEFT takes seconds to import, so it is imported when an adapter is asked for.
 
 import re
 import warnings
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xtuner.checkpoint.adapter import PREFIX, module_name, read_adapter
-from xtuner.checkpoint.state import load_state
+from xtuner.checkpoint.path import is_state
+from xtuner.checkpoint.state import load_weights
+from xtuner.config.lora_fields import lora_fields
 from xtuner.config.spec import LoraSpec
 from xtuner.errors import UserError, did_you_mean
+from xtuner.log import LOGGER
 from xtuner.model.trainable import ADAPTER, load_trainable
+from xtuner.model.vocabulary import grow_vocabulary
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -24,6 +30,10 @@ if TYPE_CHECKING:
 NEVER_BY_DEFAULT = ("lm_head", "output_layer")
 """Heads that default targets leave out, as 0.1.x did. InternLM2 calls its head `output`: that one is adapted."""
 
+
+EXPERT_LAYERS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+"""Names that the linear layers of experts had before transformers 5 made one weight of all experts of a layer. PEFT
+takes some of them for those fused weights even where a shared expert or a dense layer bears the name."""
 
 EVERY_LINEAR = "all-linear"
 """PEFT's word for every linear layer but the head."""
@@ -41,26 +51,32 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec) -> "PeftModel":
 
     from xtuner.model.lora_injection import register
 
-    targets = spec.targets
+    targets, usual = spec.targets, default_targets(model)
     if targets is None:
-        targets = [name for name in default_targets(model) if name not in spec.modules_to_save]
+        targets = [name for name in usual if name not in spec.modules_to_save]
+    if not targets:
+        raise UserError(
+            "The model has no linear layers of the usual kind that an adapter could be put on.",
+            "Name its layers: model.lora.targets=[c_attn,c_proj], for example.",
+        )
     _check_names(model, targets, spec.modules_to_save)
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=spec.r,
-        lora_alpha=spec.alpha,  # type: ignore[arg-type]
-        lora_dropout=spec.dropout,
-        target_modules=targets,
-        modules_to_save=list(spec.modules_to_save) or None,
-        bias=spec.bias,
-        use_rslora=spec.rslora,
-        use_dora=spec.dora,
-        rank_pattern=dict(spec.rank_pattern),
-        alpha_pattern=dict(spec.alpha_pattern),
-    )
+    config = LoraConfig(task_type="CAUSAL_LM", **lora_fields(spec, targets))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about merging into tied heads; export does that itself
         wrapped = get_peft_model(model, register(config))
+    if config.target_parameters:
+        raise UserError(
+            f"In this model PEFT takes {', '.join(sorted(EXPERT_LAYERS & set(targets)) or targets)} for the experts, "
+            "which are one weight per layer that no adapter is put on here.",
+            f"Leave model.lora.targets out, or set it to some of: {', '.join(usual)}",
+        )
+    if num_fused := fused_experts(model):
+        LOGGER.info(
+            "The adapter leaves the experts as they are: they are fused weights (%s parameters), no linear layers. "
+            "It is on %s.",
+            f"{num_fused:,}",
+            targets if isinstance(targets, str) else ", ".join(targets),
+        )
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -68,9 +84,19 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec) -> "PeftModel":
 
 
 def default_targets(model: nn.Module) -> list[str]:
-    """Return the last part of the name of every linear layer, quantised ones included, sorted."""
+    """Return the last part of the name of every linear layer, quantised ones included, sorted.
+
+    Beside fused experts, layers that are named as theirs were are left out (`EXPERT_LAYERS`).
+    """
     names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if fused_experts(model):
+        names -= EXPERT_LAYERS
     return sorted(names.difference(NEVER_BY_DEFAULT))
+
+
+def fused_experts(model: nn.Module) -> int:
+    """Return how many numbers lie in weights that hold all experts of a layer, (E, out, in) each."""
+    return sum(value.numel() for name, value in model.named_parameters() if ".experts." in name and value.dim() == 3)
 
 
 def load_adapter(model: nn.Module, path: str) -> None:
@@ -79,9 +105,8 @@ def load_adapter(model: nn.Module, path: str) -> None:
     Raises:
         UserError: no such adapter, damaged files, or one that does not fit; names the modules.
     """
-    if path.rstrip(":").endswith(".pth"):
-        state = load_state(Path(path))
-        load_trainable(model, state.get("state_dict", state))
+    if is_state(path):
+        load_trainable(model, load_weights(Path(path)))
         return
     made, tensors = read_adapter(path)
     load_trainable(model, tensors)
@@ -100,13 +125,24 @@ def open_adapter(model: PreTrainedModel, folder: str) -> "PeftModel":
     Raises:
         UserError: no such adapter, damaged files, or it does not fit the model; names the modules.
     """
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
 
     config, tensors = read_adapter(folder)
+    unknown = sorted(config.keys() - {entry.name for entry in fields(LoraConfig)} - {"peft_version"})
+    strange = [key for key in unknown if config[key] not in (None, False, "", [], {})]
+    if strange:
+        raise UserError(
+            f"The adapter {folder} uses {', '.join(strange)}, which this version of PEFT does not know.",
+            "Upgrade PEFT, or use another adapter.",
+        )
+    _fit_vocabulary(model, tensors)
     targets = config.get("target_modules")
     _check_names(model, targets if targets is not None else [], config.get("modules_to_save") or [])
     try:
-        opened = PeftModel.from_pretrained(model, folder, is_trainable=False)
+        with warnings.catch_warnings():  # about keys that older versions of PEFT wrote, which say nothing (see above)
+            warnings.filterwarnings("ignore", "Unexpected keyword arguments")
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # merging parts the two
+            opened = PeftModel.from_pretrained(model, folder, is_trainable=False)
     except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
         first = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
         raise UserError(
@@ -115,6 +151,14 @@ def open_adapter(model: PreTrainedModel, folder: str) -> "PeftModel":
         ) from error
     _check_modules(opened, {module_name(name) for name in tensors if ".lora_" in name}, folder)
     return opened
+
+
+def _fit_vocabulary(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Give the model the rows of an adapter that was trained with more tokens."""
+    embedding = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    stored = tensors.get(f"{PREFIX}{embedding}.weight")
+    if stored is not None:
+        grow_vocabulary(model, stored.shape[0])
 
 
 def _check_modules(opened: "PeftModel", stored: set[str], folder: str) -> None:

@@ -10,11 +10,12 @@ import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
-from xtuner.ops.lora_linear import FetchWeight, lora_linear
+from xtuner.model.fp8_linear import Fp8Linear
+from xtuner.ops.lora_linear import DenseWeight, FrozenWeight, lora_linear
 
 
 class LoraLinear(PeftLinear):
-    """A dense linear layer with an adapter."""
+    """A dense or FP8 linear layer with an adapter."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., I) -> (..., O), in the dtype of autocast or else of the frozen weight."""
@@ -22,7 +23,10 @@ class LoraLinear(PeftLinear):
         adapter = sole_adapter(self, x, base, args, kwargs)
         if adapter is None:
             return super().forward(x, *args, **kwargs)
-        return apply_adapter(self, adapter, x, base.weight.to, base.bias, compute_dtype(x, base.weight.dtype))
+        if isinstance(base, Fp8Linear):
+            return apply_adapter(self, adapter, x, base.frozen(), base.bias, compute_dtype(x, x.dtype))
+        dtype = compute_dtype(x, base.weight.dtype)
+        return apply_adapter(self, adapter, x, DenseWeight(base.weight), base.bias, dtype)
 
 
 def sole_adapter(
@@ -38,13 +42,13 @@ def sole_adapter(
 
 
 def apply_adapter(
-    layer: Any, adapter: str, inputs: Tensor, fetch: FetchWeight, bias: Tensor | None, dtype: torch.dtype
+    layer: Any, adapter: str, inputs: Tensor, weight: FrozenWeight, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """Run `lora_linear` with the weights and settings of an adapter."""
     dropout = layer.lora_dropout[adapter]
     return lora_linear(
         inputs,
-        fetch,
+        weight,
         bias,
         layer.lora_A[adapter].weight,
         layer.lora_B[adapter].weight,

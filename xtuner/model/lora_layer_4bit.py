@@ -1,5 +1,6 @@
 """The LoRA layer over a 4-bit weight of bitsandbytes, which is dequantised when it is needed and never kept."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,6 +9,9 @@ from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 from torch import Tensor
 
 from xtuner.model.lora_layer import apply_adapter, compute_dtype, sole_adapter
+from xtuner.ops.lora_linear import DenseWeight
+from xtuner.ops.nf4 import Weight4bit
+from xtuner.ops.packed4bit import Packed4bit
 
 
 class LoraLinear4bit(PeftLinear4bit):
@@ -22,7 +26,25 @@ class LoraLinear4bit(PeftLinear4bit):
         if adapter is None or state is None or getattr(state, "packing_format_for_cpu", False):
             return super().forward(x, *args, **kwargs)
         dtype = compute_dtype(x, base.compute_dtype or x.dtype)
-        output = apply_adapter(
-            self, adapter, x, lambda dtype: dequantize_4bit(base.weight.data, state).to(dtype), base.bias, dtype
-        )
-        return output.to(x.dtype)
+        weight = Weight4bit(Packed4bit.of(base.weight, state)) if x.is_cuda else HostWeight4bit(base.weight.data, state)
+        return apply_adapter(self, adapter, x, weight, base.bias, dtype).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class HostWeight4bit:
+    """A 4-bit weight on a CPU, where the dequantisation of bitsandbytes is the fastest there is."""
+
+    packed: Tensor
+    state: Any
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """x W^T."""
+        return DenseWeight(dequantize_4bit(self.packed, self.state)).multiply(rows)
+
+    def pull_back(self, grads: Tensor) -> Tensor:
+        """g W."""
+        return DenseWeight(dequantize_4bit(self.packed, self.state)).pull_back(grads)
+
+    def linear(self, rows: Tensor) -> Tensor:
+        """x W^T with a gradient; the weight is kept in full for it."""
+        return self.multiply(rows)

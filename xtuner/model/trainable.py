@@ -21,35 +21,26 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_trainable(model: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> None:
-    """Copy weights into the model. Names may have or lack `llm.`, and adapter names may have the short form of PEFT's
-    files (`lora_A.weight`).
+    """Copy weights into the model, one at a time. Names may have or lack `llm.`, and adapter names may have the short
+    form of PEFT's files (`lora_A.weight`).
 
     Raises:
         UserError: a name or shape that the model does not have; with `strict`, also a trained weight that is absent.
+            After a wrong shape the model is of no use.
     """
     own = dict(model.named_parameters(remove_duplicate=False))
-    found: dict[str, Tensor] = {}
+    found: dict[str, str] = {}
     unknown: list[str] = []
-    for name, value in state.items():
+    for name in state:
         known = _find(name.removeprefix(PREFIX), own)
         if known is None:
             unknown.append(name)
         else:
-            found[known] = value
+            found[known] = name
     if unknown:
         raise UserError(
             f"The weights do not fit the model: it has no {_some(unknown)}.",
             "Use the base model and the adapter settings that they were trained with.",
-        )
-    shapes = [
-        f"{name} is {tuple(value.shape)} instead of {tuple(own[name].shape)}"
-        for name, value in found.items()
-        if value.shape != own[name].shape
-    ]
-    if shapes:
-        raise UserError(
-            f"The weights do not fit the model: {_some(shapes)}.",
-            "Use the base model and the adapter settings (such as the rank) that they were trained with.",
         )
     given = {id(own[name]) for name in found}
     missing = [name for name, value in own.items() if value.requires_grad and id(value) not in given]
@@ -58,8 +49,18 @@ def load_trainable(model: nn.Module, state: Mapping[str, Tensor], strict: bool =
             f"The weights are incomplete: there is no {_some(missing)}.",
             "Use the base model and the adapter settings that they were trained with.",
         )
-    for name, value in found.items():
-        own[name].copy_(value)
+    shapes: list[str] = []
+    for name, stored in found.items():
+        value = state[stored]  # may be put together only now
+        if value.shape == own[name].shape:
+            own[name].copy_(value)
+        else:
+            shapes.append(f"{name} is {tuple(value.shape)} instead of {tuple(own[name].shape)}")
+    if shapes:
+        raise UserError(
+            f"The weights do not fit the model: {_some(shapes)}.",
+            "Use the base model and the adapter settings (such as the rank) that they were trained with.",
+        )
 
 
 def _find(name: str, own: Mapping[str, Tensor]) -> str | None:

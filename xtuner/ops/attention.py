@@ -1,14 +1,19 @@
 """Causal attention over packed rows: every segment sees itself only."""
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 MAX_VARLEN_HEAD = 256
+MAX_CUDNN_HEAD = 128
+LEAST_CUDNN = 128
+"""cuDNN gets lengths that are multiples of this, so that not every row needs a plan of its own."""
 
 
 def eager_attention(
@@ -21,17 +26,17 @@ def eager_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """The formula itself, softmax in fp32 (https://arxiv.org/abs/1706.03762); the signature is transformers'.
+    """The formula itself, scores in fp32 (https://arxiv.org/abs/1706.03762); the signature is transformers'.
 
     `query` (B, H, T, d), `key` and `value` (B, G, S, d) with H a multiple of G, `attention_mask` (B, 1, T, S) is
     added. Returns (B, T, H, d) and the weights (B, H, T, S).
     """
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scores = query @ key.transpose(2, 3) * scaling
+    scores = query.float() @ key.float().transpose(2, 3) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = scores.softmax(dim=-1).to(query.dtype)
     weights = functional.dropout(weights, dropout, module.training)
     return (weights @ value).transpose(1, 2), weights
 
@@ -48,17 +53,49 @@ def causal_mask(num_queries: int, num_keys: int, window: int | None, device: tor
 
 
 def causal_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None = None, dropout: float = 0.0
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attend causally, the last query standing at the last key (so a prompt may follow a cache).
 
-    `query` (B, H, T, d), `key` (B, G, S, d), `value` (B, G, S, e); returns (B, H, T, e).
+    `query` (B, H, T, d), `key` (B, G, S, d), `value` (B, G, S, e); `softcap` and `sinks` as in `capped_attention`;
+    returns (B, H, T, e).
     """
     queries, keys = query.shape[2], key.shape[2]
+    if softcap is not None or sinks is not None:
+        seen = causal_mask(queries, keys, window, query.device)
+        return capped_attention(query, key, value, seen, scale=scale, dropout=dropout, softcap=softcap, sinks=sinks)
     mask = None
     if (window is not None and keys > window) or 1 < queries < keys:
         mask = causal_mask(queries, keys, window, query.device)
-    return masked_attention(query, key, value, mask, causal=mask is None and queries > 1, scale=scale, dropout=dropout)
+    causal = True if mask is None and queries > 1 else False  # noqa: SIM210  # a compiler would pass a symbol on
+    with _fastest_kernels(query, key, value, mask):
+        return masked_attention(query, key, value, mask, causal=causal, scale=scale, dropout=dropout)
+
+
+def _fastest_kernels(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> AbstractContextManager[None]:
+    """Prefer cuDNN's kernel on Hopper and later, where it takes half the time of FlashAttention 2.
+
+    It plans anew for every shape, for some 70 ms, so only for lengths that come again and again in packed rows.
+    """
+    suits = (
+        mask is None
+        and _is_half_on_card(query, key, value, (9, 0))
+        and query.shape[2] == key.shape[2]
+        and query.shape[2] >= LEAST_CUDNN
+        and query.shape[2] % LEAST_CUDNN == 0
+        and query.shape[-1] <= MAX_CUDNN_HEAD
+    )
+    if not suits:
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True)
 
 
 def masked_attention(
@@ -87,8 +124,41 @@ def masked_attention(
         dropout_p=dropout,
         is_causal=causal,
         scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
+        enable_gqa=True if query.shape[1] != key.shape[1] else False,  # noqa: SIM210  # as above
     )
+
+
+def capped_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Attend where `mask` is True, with scores squeezed into +-softcap (Gemma 2, https://arxiv.org/abs/2408.00118)
+    or one more score per head that takes weight and gives nothing (`sinks` (H,), gpt-oss,
+    https://arxiv.org/abs/2508.10925).
+
+    Shapes as in `masked_attention`. No fused kernel knows these, so the scores (B, H, T, S) are held in full; in a
+    packed row they are those of one segment at a time.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(2, 3) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if sinks is not None:
+        extra = sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, extra], dim=-1)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = functional.dropout(weights[..., : key.shape[2]], dropout, dropout > 0)
+    return weights @ value
 
 
 def packed_attention(
@@ -101,33 +171,51 @@ def packed_attention(
     scale: float,
     window: int | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attend causally within every segment of one packed row.
 
     `query` (1, H, T, d), `key` (1, G, T, d), `value` (1, G, T, e), `cu_seqlens` (S + 1,) int32 as in
-    `Packing`; returns (1, H, T, e). On a GPU with half precision one variable-length kernel does it
-    (`torch.nn.attention.varlen`, FlashAttention, https://arxiv.org/abs/2307.08691); elsewhere each segment is
-    attended by itself, which on a CPU beats a (T, T) mask in time and memory.
+    `Packing`, `softcap` and `sinks` as in `capped_attention`; returns (1, H, T, e). On a GPU with half precision one
+    variable-length kernel does it (`torch.nn.attention.varlen`, FlashAttention, https://arxiv.org/abs/2307.08691);
+    elsewhere each segment is attended by itself, which on a CPU beats a (T, T) mask in time and memory.
     """
     assert query.shape[0] == 1, "a packed batch is one row"
     windowed = window is not None and window < max_seqlen
-    if dropout == 0 and _has_varlen_kernel(query, key, value, windowed):
+    plain = dropout == 0 and softcap is None and sinks is None
+    num_segments = cu_seqlens.shape[0] - 1
+    if plain and num_segments * max_seqlen == query.shape[2] and max_seqlen % LEAST_CUDNN == 0:
+        # all segments have one length, so they are a batch
+        q, k, v = (states.unflatten(2, (num_segments, max_seqlen))[0].transpose(0, 1) for states in (query, key, value))
+        return causal_attention(q, k, v, scale=scale, window=window).transpose(0, 1).flatten(1, 2)[None]
+    if plain and _has_varlen_kernel(query, key, value, windowed):
         return _varlen(query, key, value, cu_seqlens, max_seqlen, scale, window)
     lengths = cu_seqlens.diff().tolist()
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
-    mixed = [causal_attention(q, k, v, scale=scale, window=window, dropout=dropout) for q, k, v in parts]
+    mixed = [
+        causal_attention(q, k, v, scale=scale, window=window, dropout=dropout, softcap=softcap, sinks=sinks)
+        for q, k, v in parts
+    ]
     return torch.cat(mixed, dim=2)
 
 
-def _has_varlen_kernel(query: Tensor, key: Tensor, value: Tensor, windowed: bool) -> bool:
+def _is_half_on_card(query: Tensor, key: Tensor, value: Tensor, capability: tuple[int, int]) -> bool:
+    """Whether kernels of FlashAttention's kind take these: 16 bits, heads of one size, a card that is new enough."""
     return (
         query.is_cuda
         and query.dtype == key.dtype == value.dtype
         and query.dtype in (torch.float16, torch.bfloat16)
         and query.shape[-1] == value.shape[-1]
         and query.shape[-1] % 8 == 0
+        and torch.cuda.get_device_capability(query.device) >= capability
+    )
+
+
+def _has_varlen_kernel(query: Tensor, key: Tensor, value: Tensor, windowed: bool) -> bool:
+    return (
+        _is_half_on_card(query, key, value, (8, 0))
         and query.shape[-1] <= MAX_VARLEN_HEAD
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
         and (not windowed or "window_size" in _varlen_parameters())
     )
 

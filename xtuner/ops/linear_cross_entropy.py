@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 IGNORE = -100
+"""A label that is not learned."""
 CHUNK_LOGITS = 2**26
 """Logits of one chunk: 256 MiB in fp32."""
 
@@ -44,6 +45,24 @@ def linear_cross_entropy(
     return loss
 
 
+def cross_entropy_with_grad(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return -log softmax at `targets` (n,) as (n,) fp32, and the gradient of their sum, (n, V) like `logits`."""
+    if logits.is_cuda and logits.stride(1) == 1:
+        from xtuner.ops.triton.cross_entropy import cross_entropy_with_grad as fused
+
+        return fused(logits, targets)
+    return plain_cross_entropy_with_grad(logits, targets)
+
+
+def plain_cross_entropy_with_grad(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with torch's own operations, in fp32."""
+    log_share = logits.float().log_softmax(dim=-1)
+    losses = -log_share.gather(1, targets[:, None]).squeeze(1)
+    grads = log_share.exp_()
+    grads[torch.arange(len(targets), device=targets.device), targets] -= 1
+    return losses, grads.to(logits.dtype)
+
+
 def reference_linear_cross_entropy(
     hidden: Tensor, head: Callable[[Tensor], Tensor], labels: Tensor, chunk: int = 0, **_: Any
 ) -> Tensor:
@@ -70,12 +89,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.set_grad_enabled(wants_rows or bool(wanted)), _uncached_autocast(rows.device.type):
             for start in range(0, len(rows), chunk):
                 part = rows[start : start + chunk].detach().requires_grad_(wants_rows)
-                loss = functional.cross_entropy(head(part).float(), targets[start : start + chunk], reduction="sum")
-                total += loss.detach()
+                logits = head(part)
                 sources = ([part] if wants_rows else []) + wanted
+                losses, grad_logits = cross_entropy_with_grad(logits.detach(), targets[start : start + chunk])
+                total += losses.sum()
                 if not sources:
                     continue
-                grads = list(torch.autograd.grad(loss, sources))
+                grads = list(torch.autograd.grad(logits, sources, grad_logits))
                 if grad_rows is not None:
                     grad_rows[start : start + chunk] = grads.pop(0)
                 for sum_, grad in zip(sums, grads, strict=True):

@@ -66,7 +66,7 @@ def from_messages(row: Row, columns: Sequence[str]) -> Conversation:
     listed = next((row[name] for name in columns if isinstance(row.get(name), Sequence)), None)
     if listed is None or isinstance(listed, str):
         raise BadRow(f"no list of messages in {columns[0]}")
-    messages = [_message(item) for item in listed]
+    messages = to_messages(listed)
     opening = to_text(row.get("system"), "system")
     if opening and not any(message.role == "system" for message in messages):
         messages.insert(0, Message("system", opening))
@@ -81,6 +81,11 @@ def from_messages(row: Row, columns: Sequence[str]) -> Conversation:
     if not any(message.role == "assistant" for message in kept):
         raise BadRow("no assistant turn after the first question")
     return kept
+
+
+def to_messages(listed: Sequence[Any]) -> Conversation:
+    """Read every message of a list."""
+    return [_message(item) for item in listed]
 
 
 def _message(item: Any) -> Message:

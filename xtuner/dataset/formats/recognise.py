@@ -30,9 +30,29 @@ def recognise(samples: Sequence[Mapping[str, Any]], label: str) -> str:
     )
 
 
+def recognise_pairs(samples: Sequence[Mapping[str, Any]], label: str) -> str:
+    """Return the name of the format of preferences that a source has.
+
+    Raises:
+        UserError: its rows have no chosen and rejected answers.
+    """
+    for sample in samples:
+        if sample.get("chosen") is not None and sample.get("rejected") is not None:
+            return "preference"
+    columns = list(dict.fromkeys(str(name) for sample in samples for name in sample))
+    raise UserError(
+        f"{label} has the columns {', '.join(columns) or '(none)'}; preferences have prompt, chosen and rejected.",
+        "Rename columns (rename: {old: new}), or choose the objective sft.",
+    )
+
+
 def guess(sample: Mapping[str, Any]) -> str | None:
     """Return the name of the row format of one row; None: it shows none."""
     columns = list(sample)
+    if isinstance(sample.get("input_ids"), Sequence):
+        return "tokens"
+    if isinstance(sample.get("chat"), Mapping) and "meta_instruction" in columns:
+        return "moss"
     for column in ("messages", "conversations", "conversation"):
         keys = _keys(sample.get(column))
         if "role" in keys:

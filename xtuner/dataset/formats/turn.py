@@ -40,3 +40,26 @@ def from_turns(turns: Sequence[Any]) -> Conversation:
             messages.append(Message("user", asked))
             messages.append(Message("assistant", answer, train=train))
     return messages
+
+
+def to_turns(conversation: Conversation) -> list[dict[str, Any]]:
+    """Write messages as turns of 0.1.x, the reverse of `from_turns`; a last question without an answer is left out."""
+    turns: list[dict[str, Any]] = []
+    systems: list[str] = []
+    asked = ""
+    for message in conversation:
+        if message.role == "system":
+            systems.append(message.text)
+        elif message.role == "user":
+            asked += message.text
+        else:
+            turn: dict[str, Any] = {"input": asked, "output": message.text}
+            if systems:
+                turn = {"system": "\n".join(systems), **turn}
+            if message.role == "text":
+                turn["need_eos_token"] = False
+            if not message.train:
+                turn["output_with_loss"] = False
+            turns.append(turn)
+            systems, asked = [], ""
+    return turns

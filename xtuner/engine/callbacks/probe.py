@@ -1,5 +1,6 @@
 """Questions that are asked before, during and after training, so that a person sees the model change."""
 
+from functools import partial
 from pathlib import Path
 
 from xtuner.config.spec import ProbeSpec
@@ -61,14 +62,12 @@ class Probe(Callback):
         LOGGER.info("%s in EvaluateChatHook.", moment)
         sampling = Sampling(max_new_tokens, seed=run.seed, stop_words=tuple(self.spec.stop_words))
         chat = LocalChat(run.model, run.tokenizer, self.template)  # a new one: its cache is of the weights of now
-        with paused(run.model), run.strategy.autocast():
+        with paused(run.model):
             for conversation in self.conversations:
-                answer = ""
-                for delta in chat.stream(conversation, sampling):
-                    answer += delta.text
-                    if run.wish.signal is not None:
-                        self.answers = []
-                        return
+                answer = run.strategy.within(partial(_answer, run, chat, conversation, sampling))
+                if answer is None:
+                    self.answers = []
+                    return
                 prompt = "".join(span.text for span in self.template.render(conversation, reply=True))
                 self.answers.append(f"{prompt}{answer}")
                 LOGGER.info("Sample output:\n%s\n", self.answers[-1])
@@ -76,3 +75,13 @@ class Probe(Callback):
     def _conversation(self, question: str) -> Conversation:
         opening = [Message("system", self.spec.system)] if self.spec.system and self.template.system is not None else []
         return [*opening, Message("user", question)]
+
+
+def _answer(run: Run, chat: LocalChat, conversation: Conversation, sampling: Sampling) -> str | None:
+    """Return the answer, or None: someone wished to stop. All ranks say the same, and stop together."""
+    answer = ""
+    for delta in chat.stream(conversation, sampling):
+        answer += delta.text
+        if run.stopping():
+            return None
+    return answer

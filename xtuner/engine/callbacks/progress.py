@@ -58,6 +58,8 @@ class ProgressLog(Callback):
         else:
             run.work.note(line)
         run.work.write_scalars({**scalars, "iter": run.iteration, "step": run.iteration})
+        for callback in run.callbacks:
+            callback.after_log(run, scalars)
 
     def _summary(self, run: Run) -> str:
         scalars = run.metrics.scalars()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from xtuner.dataset.collate import collate
+from xtuner.dataset.sampler import Order
 from xtuner.engine.callbacks.paused import paused
 from xtuner.engine.run import Callback, Run
 from xtuner.engine.step import to_device
@@ -32,15 +32,16 @@ class Validation(Callback):
         if packs is None or self.done == run.iteration:
             return
         self.done = run.iteration
-        size = run.spec.loop.batch_size
+        strategy = run.strategy
+        order = Order(len(packs), run.spec.loop.batch_size, False, 0, rank=strategy.reader, world=strategy.readers)
         total = weight = 0.0
-        with paused(run.model), run.strategy.autocast():
-            for first in range(0, len(packs), size):
-                rows = list(range(first, min(first + size, len(packs))))
-                batch = collate([packs[row] for row in rows], rows)
-                loss = run.objective(run.model, to_device(batch, run.strategy.device))
+        with paused(run.model):
+            for number in range(order.iters_per_epoch):
+                batch = run.part(packs, order, number)
+                loss = strategy.loss(run.objective, run.model, to_device(batch, strategy.device))
                 total += float(loss.total)
                 weight += float(loss.weight)
+        total, weight = strategy.world.sum([total, weight])
         value = total / max(weight, 1.0)
         LOGGER.info("Iter(val) [%d/%d]  loss: %.4f", run.iteration, run.num_iters, value)
         run.work.write_scalars({"val_loss": value, "iter": run.iteration, "step": run.iteration})

@@ -3,42 +3,73 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from xtuner.dataset.batch import Batch
+from xtuner.engine.strategy.world import World
+from xtuner.objective.loss import Loss
+from xtuner.objective.protocol import Objective
+
+T = TypeVar("T")
+
+
+Accept = Callable[[Tensor], bool]
+"""Whether a step is to be made, by the norm of its gradient: the same answer on every rank."""
+
 
 class Strategy(Protocol):
-    """A way to run. Everything distributed happens behind these methods; the loop has no `if` about it."""
+    """A way to run. Everything distributed happens behind these methods; the loop has no `if` about it.
+
+    All ranks call all methods at the same places.
+    """
 
     device: torch.device
-    rank: int
-    world: int
+    world: World
+    """The processes, and what they agree on."""
+    reader: int
+    """Which rows this rank reads: those of reader number so and so ..."""
+    readers: int
+    """... of so many; ranks that share a sequence read the same rows."""
+    answers: bool
+    """Whether the model can be asked questions in the middle of the training."""
+
+    def loading_device(self, quantised: bool) -> torch.device:
+        """Return where the checkpoint is to be loaded."""
+        ...
 
     def place(self, model: nn.Module, optimiser: Callable[[nn.Module], Optimizer]) -> nn.Module:
         """Take the loaded model, wrap or shard it, make its optimiser; returns the module to call."""
         ...
 
-    def autocast(self) -> AbstractContextManager[None]:
-        """Compute in the run's number format."""
+    def cut(self, batch: Batch) -> Batch:
+        """Return this rank's part of a batch that ranks share, or the batch."""
+        ...
+
+    def loss(self, objective: Objective, model: nn.Module, batch: Batch) -> Loss:
+        """Compute the loss of a batch on the device, in the run's number format."""
+        ...
+
+    def within(self, function: Callable[[], T]) -> T:
+        """Call what calls the model, in the run's number format and with all weights in place."""
         ...
 
     def sync(self, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of an iteration: gradients cross ranks only where `last`."""
         ...
 
-    def total(self, count: int) -> int:
-        """Sum a number over all ranks."""
-        ...
-
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a scalar."""
         ...
 
-    def step(self, lr: float, max_norm: float | None) -> Tensor | None:
-        """Clip, move the weights, forget the gradients; returns the norm before clipping, on the device."""
+    def step(self, lr: float, max_norm: float | None, accept: Accept | None = None) -> Tensor | None:
+        """Clip, move the weights, forget the gradients; returns the norm before clipping, on the device.
+
+        With `accept` the norm is measured in any case, and the weights stay as they are if it says no to it.
+        """
         ...
 
     def forget(self) -> None:
@@ -62,5 +93,5 @@ class Strategy(Protocol):
         ...
 
     def gather(self) -> dict[str, Tensor]:
-        """Return the trained weights, whole, on the CPU, under the names of `.pth` files."""
+        """Return the trained weights, whole, on the CPU, under the names of `.pth` files; on rank 0, else nothing."""
         ...

@@ -1,38 +1,55 @@
 """One process, one device."""
 
-import os
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from xtuner.checkpoint.state import load_state, save_state
+from xtuner.config.spec import RunSpec
+from xtuner.dataset.batch import Batch
 from xtuner.engine.precision import NOT_FINITE_HELP, Precision
+from xtuner.engine.strategy.base import Accept
+from xtuner.engine.strategy.world import World
 from xtuner.errors import UserError
 from xtuner.model.trainable import load_trainable, trainable_state
+from xtuner.objective.loss import Loss
+from xtuner.objective.protocol import Objective
+
+T = TypeVar("T")
 
 
 class Single:
     """A `Strategy` for one device."""
 
-    rank = 0
-    world = 1
+    reader = 0
+    readers = 1
+    answers = True
 
-    def __init__(self, device: torch.device, precision: Precision) -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    def __init__(
+        self, device: torch.device, precision: Precision, world: World | None = None, spec: RunSpec | None = None
+    ) -> None:
+        """`spec` is the run's; most strategies need nothing of it."""
+        self.world = world or World()
+        if self.world.size > 1:
             raise UserError(
-                f"This was started as {os.environ['WORLD_SIZE']} processes, and strategy=single is one.",
-                "Start it without torchrun, and with NPROC_PER_NODE=1.",
+                f"This was started as {self.world.size} processes, and strategy=single is one.",
+                "Start it without torchrun and with NPROC_PER_NODE=1, or leave strategy out.",
             )
         self.device = device
         self.precision = precision
         self.model: nn.Module
         self.optimizer: Optimizer
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.scaled)
+
+    def loading_device(self, quantised: bool) -> torch.device:
+        """The device that trains."""
+        return self.device
 
     def place(self, model: nn.Module, optimiser: Callable[[nn.Module], Optimizer]) -> nn.Module:
         """Move the model to the device; weights that are trained with a scaled loss become float32."""
@@ -50,30 +67,45 @@ class Single:
             return nullcontext()
         return torch.autocast(self.device.type, self.precision.compute)
 
+    def cut(self, batch: Batch) -> Batch:
+        """Nobody shares it."""
+        return batch
+
+    def loss(self, objective: Objective, model: nn.Module, batch: Batch) -> Loss:
+        """Call the objective."""
+        with self.autocast():
+            return objective(model, batch)
+
+    def within(self, function: Callable[[], T]) -> T:
+        """Call it."""
+        with self.autocast():
+            return function()
+
     def sync(self, last: bool) -> AbstractContextManager[None]:
         """Nothing crosses anything."""
         return nullcontext()
-
-    def total(self, count: int) -> int:
-        """There is one rank."""
-        return count
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient, of the scaled loss for float16."""
         self.scaler.scale(loss).backward()
 
-    def step(self, lr: float, max_norm: float | None) -> Tensor | None:
+    def step(self, lr: float, max_norm: float | None, accept: Accept | None = None) -> Tensor | None:
         """Clip and step; a float16 step whose gradient overflowed is left out by the scaler."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         norm = None
-        if max_norm is not None:
+        if max_norm is not None or accept is not None:
             self.scaler.unscale_(self.optimizer)
-            norm = nn.utils.clip_grad_norm_(self.trained, max_norm)
-        self.scaler.step(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(self.trained, math.inf if max_norm is None else max_norm)
+        if accept is None or norm is None or self._overflowed(norm) or accept(norm):
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.forget()
         return norm
+
+    def _overflowed(self, norm: Tensor) -> bool:
+        """Whether the scaler will leave the step out by itself, to try a smaller scale."""
+        return self.scaler.is_enabled() and not bool(torch.isfinite(norm))
 
     def forget(self) -> None:
         """Drop all gradients."""

@@ -1,56 +1,132 @@
 """Rotary position embedding with linear and dynamic-NTK scaling, as pure functions of the positions at hand."""
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class RopeConfig(Protocol):
-    """The keys of a config that decide about the rotation."""
+@dataclass(frozen=True)
+class Rope:
+    """What decides about the rotation."""
 
-    hidden_size: int
-    num_attention_heads: int
-    max_position_embeddings: int
-    rope_theta: float
-    rope_scaling: dict[str, Any] | None
+    size: int
+    """Numbers of a head that are turned."""
+    base: float = 10000.0
+    scaling: Literal["linear", "dynamic"] | None = None
+    factor: float = 1.0
+    limit: int = 0
+    """Tokens; "dynamic" scales what is longer."""
+
+
+def read_rope(config: Any) -> Rope:
+    """Read the keys of a Llama-like config: rope_theta, rope_scaling, max_position_embeddings.
+
+    Raises:
+        ValueError: a scaling that is neither linear nor dynamic, or a factor below 1.
+    """
+    size = config.hidden_size // config.num_attention_heads
+    scaling = config.rope_scaling
+    if scaling is None:
+        return Rope(size, float(config.rope_theta))
+    kind, factor = scaling.get("type", scaling.get("rope_type")), scaling.get("factor")
+    if kind not in ("linear", "dynamic") or not isinstance(factor, int | float) or factor < 1:
+        raise ValueError(f"rope_scaling must be linear or dynamic with a factor of 1 or more: {scaling}")
+    return Rope(size, float(config.rope_theta), kind, float(factor), config.max_position_embeddings)
+
+
+class Rotary(NamedTuple):
+    """The rotation of the tokens at hand (https://arxiv.org/abs/2104.09864); cos and sin are (B, T, d).
+
+    A head wider than d is turned in its first d numbers only. A named tuple, so that tools that move the arguments
+    of a layer to its device find the tensors.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    key_cos: Tensor | None = None
+    """(B, S, d): for all keys, cached ones included. Then the cache holds bare keys, since the rotation of every key
+    changes with the length of the sequence."""
+    key_sin: Tensor | None = None
+    interleaved: bool = False
+    """Neighbours are pairs, as in ChatGLM; else the halves of a head hold the pairs."""
+
+    @property
+    def late(self) -> bool:
+        """Whether keys are encoded after the cache instead of before it."""
+        return self.key_cos is not None
+
+    def query(self, states: Tensor) -> Tensor:
+        """Encode (B, H, T, d)."""
+        return rotate(states, self.cos, self.sin, self.interleaved)
+
+    def key(self, states: Tensor) -> Tensor:
+        """Encode (B, G, T, d), or where `late` (B, G, S, d)."""
+        if self.key_cos is None or self.key_sin is None:
+            return self.query(states)
+        return rotate(states, self.key_cos, self.key_sin, self.interleaved)
+
+
+def build_rotary(
+    rope: Rope,
+    positions: Tensor,
+    dtype: torch.dtype,
+    cu_seqlens: Tensor | None = None,
+    key_positions: Tensor | None = None,
+) -> Rotary:
+    """Return the rotation for `positions` (B, T), and that of the cached keys at `key_positions` (B, S).
+
+    Dynamic NTK (https://arxiv.org/abs/2309.00071, section 3.3) widens the base when a sequence is longer than
+    `rope.limit`; the sequence is the row, or with `cu_seqlens` (S + 1,) each segment of the row by itself. Nothing
+    is remembered from one call to the next.
+    """
+    if rope.scaling != "dynamic":
+        stretch = rope.factor if rope.scaling == "linear" else 1.0
+        return Rotary(*rotary_tables(positions, rope.size, rope.base, dtype, stretch=stretch))
+    length = sequence_lengths(positions, cu_seqlens).clamp(min=rope.limit).float()
+    wider = rope.factor * length / rope.limit - (rope.factor - 1)
+    base = rope.base * wider ** (rope.size / (rope.size - 2))
+    tables = rotary_tables(positions, rope.size, base, dtype)
+    return Rotary(*tables, *(rotary_tables(key_positions, rope.size, base, dtype) if key_positions is not None else ()))
 
 
 def rotary_tables(
-    config: RopeConfig, positions: Tensor, dtype: torch.dtype, cu_seqlens: Tensor | None = None
+    positions: Tensor,
+    size: int,
+    base: float | Tensor,
+    dtype: torch.dtype,
+    *,
+    stretch: float = 1.0,
+    interleaved: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return cos and sin (B, T, d) for `positions` (B, T).
+    """Return cos and sin (B, T, size) of the angles position / stretch / base ** (2i / size).
 
-    Dynamic NTK (https://arxiv.org/abs/2309.00071, section 3.3) widens the base when a sequence is longer than
-    `max_position_embeddings`; the sequence is the row, or with `cu_seqlens` (S + 1,) each segment of the row by
-    itself. Nothing is remembered from one call to the next.
+    `positions` (B, T); `base` is one number or a tensor that broadcasts with them.
     """
-    size = config.hidden_size // config.num_attention_heads
-    scaling = config.rope_scaling or {}
-    kind, factor = scaling.get("type", scaling.get("rope_type")), scaling.get("factor", 1.0)
-    angles = positions.float()
     exponent = torch.arange(0, size, 2, device=positions.device).float() / size
-    base = torch.full((1, 1), float(config.rope_theta), device=positions.device)
-    if kind == "linear":
-        angles = angles / factor
-    elif kind == "dynamic":
-        limit = config.max_position_embeddings
-        length = _sequence_lengths(positions, cu_seqlens).clamp(min=limit).float()
-        base = base * (factor * length / limit - (factor - 1)) ** (size / (size - 2))
-    angles = angles[..., None] * (1.0 / base[..., None] ** exponent)
-    angles = torch.cat((angles, angles), dim=-1)
+    base = torch.as_tensor(base, dtype=torch.float32, device=positions.device)
+    angles = positions.float()[..., None] / stretch * (1.0 / base[..., None] ** exponent)
+    angles = angles.repeat_interleave(2, dim=-1) if interleaved else torch.cat((angles, angles), dim=-1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the head dimension of (B, H, T, d), whose halves hold the pairs (https://arxiv.org/abs/2104.09864)."""
-    first, second = states.chunk(2, dim=-1)
-    return states * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+def rotate(states: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
+    """Rotate (B, H, T, e) in the first d <= e numbers of each head; `cos` and `sin` are (B, T, d)."""
+    size = cos.shape[-1]
+    turned, rest = states[..., :size], states[..., size:]
+    if interleaved:
+        swapped = torch.stack((-turned[..., 1::2], turned[..., 0::2]), dim=-1).flatten(-2)
+    else:
+        first, second = turned.chunk(2, dim=-1)
+        swapped = torch.cat((-second, first), dim=-1)
+    turned = turned * cos[:, None] + swapped * sin[:, None]
+    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
 
 
-def _sequence_lengths(positions: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """Return how long the sequence of each token is: (1, 1), or (1, T) for a packed row."""
+def sequence_lengths(positions: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Return how long the sequence of each token is: (B, 1), or (1, T) for a packed row."""
     if cu_seqlens is None:
-        return positions.max().view(1, 1) + 1
+        return positions.amax(dim=1, keepdim=True) + 1
     lengths = cu_seqlens.diff().long()
     return torch.repeat_interleave(lengths, lengths, output_size=positions.shape[1])[None]

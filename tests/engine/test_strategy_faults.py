@@ -1,0 +1,132 @@
+"""Several processes that are started by `xtuner train`, and what happens when one of them fails, dies or hangs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from strategy_fakes import HERE, free_port, losses
+from tiny import make_tiny_internlm2
+
+from xtuner.checkpoint.run_record import read_run
+
+ROWS = [{"conversation": [{"input": f"What is {i}?", "output": f"{i} is a number."}]} for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults")
+    make_tiny_internlm2(folder / "model")
+    (folder / "data.json").write_text(json.dumps(ROWS))
+    return folder
+
+
+def launch(folder: Path, name: str, fault: str = "", iters: int = 4000, **variables: str) -> subprocess.Popen:
+    """Type `xtuner train` for two processes; `fault` is what rank 1 does after iteration 3."""
+    values = {
+        "model": {"path": str(folder / "model"), "lora": {"r": 4}},
+        "data": {"train": str(folder / "data.json"), "template": "internlm2_chat", "max_length": 64, "pack": False},
+        "loop": {"max_iters": iters, "log_every": 1},
+        "checkpoint": {"every": 2},
+        "callbacks": [{"name": f"{HERE}/strategy_fault.py:Fault", "options": {"what": fault}}] if fault else [],
+    }
+    values["data"]["cache"] = str(folder / "cache")
+    config = folder / f"{name}.yaml"
+    config.write_text(json.dumps(values))
+    environment = {**os.environ, "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.Popen(
+        [sys.executable, "-m", "xtuner", "train", str(config), "--work-dir", str(folder / name)],
+        env=environment,
+        cwd=Path(__file__).parent.parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(path: Path, pattern: str, process: subprocess.Popen) -> None:
+    end = time.monotonic() + 90
+    while not list(path.glob(pattern)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def faults(folder):
+    """All faults at once, since most of their time is waiting: name -> (exit code, what was said, seconds)."""
+    started = time.monotonic()
+    running = {
+        "raises": launch(folder, "raises", "raise"),
+        "killed": launch(folder, "killed", "kill"),
+        "hangs": launch(folder, "hangs", "hang", XTUNER_TIMEOUT="0.2"),
+    }
+    found = {}
+    try:
+        for name, process in running.items():
+            said = process.communicate(timeout=120)[0]
+            found[name] = (process.returncode, said, time.monotonic() - started)
+    finally:
+        for process in running.values():
+            process.kill()
+    return found
+
+
+def log_of(folder: Path, name: str) -> str:
+    return next((folder / name).glob("*/*.log")).read_text()
+
+
+def test_a_rank_that_fails_is_named_with_its_reason(folder, faults):
+    code, said, _ = faults["raises"]
+    assert code == 3
+    assert "Rank 1 stopped: The second rank has had enough." in said
+    assert "Rank 1 stopped: The second rank has had enough. Let it rest." in log_of(folder, "raises")
+    assert "Traceback" not in said
+    assert read_run(folder / "raises").status == "failed"
+    assert "iter_2.pth" in said  # how to go on
+
+
+def test_a_rank_that_is_killed_ends_the_others(folder, faults):
+    code, said, _ = faults["killed"]
+    assert code == 128 + signal.SIGKILL
+    assert "Rank 1 was killed (SIGKILL)" in said
+    assert "Rank 1 is gone" in log_of(folder, "killed")
+    assert read_run(folder / "killed").status == "failed"
+
+
+def test_a_rank_that_hangs_is_named(folder, faults):
+    code, said, _ = faults["hangs"]
+    assert code == 1
+    assert "Rank 1 stopped: It kept the others waiting for 0.2 minutes." in said
+    assert "Rank 1 stopped: It kept the others waiting" in log_of(folder, "hangs")
+
+
+def test_sigterm_saves_on_all_ranks(folder):
+    process = launch(folder, "sigterm")
+    wait_for(folder / "sigterm", "iter_2.pth", process)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "Stopped by SIGTERM at iteration" in said
+    assert said.count("Stopped by SIGTERM") == 1
+    assert read_run(folder / "sigterm").status == "stopped"
+    last = read_run(folder / "sigterm").last_checkpoint
+    assert (folder / "sigterm" / last).is_file()
+
+
+def test_two_machines(folder):
+    """Two agents, as on two machines, with one process each."""
+    port = str(free_port())
+    agents = [
+        launch(folder, "machines", iters=4, NPROC_PER_NODE="1", NNODES="2", NODE_RANK=str(number), PORT=port)
+        for number in range(2)
+    ]
+    said = [agent.communicate(timeout=120)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert list(losses(folder / "machines")) == [1, 2, 3, 4]
+    assert "Iter(train)" in said[0]
+    assert "Iter(train)" not in said[1]

@@ -1,0 +1,32 @@
+"""Products with a 4-bit weight: equal to what bitsandbytes stores, multiplied."""
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+from xtuner.ops.nf4 import Weight4bit, dequantise
+from xtuner.ops.packed4bit import Packed4bit
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("shape", [(48, 64), (7, 96), (130, 256)])
+def test_dequantises_to_the_same_bits(double, kind, shape):
+    torch.manual_seed(0)
+    packed, state = quantize_4bit(torch.randn(shape), quant_type=kind, compress_statistics=double)
+    weight = Packed4bit.of(packed, state)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        state.dtype = dtype
+        assert torch.equal(dequantise(weight, dtype), dequantize_4bit(packed, state)), dtype
+
+
+def test_products_both_ways():
+    torch.manual_seed(0)
+    packed, state = quantize_4bit(torch.randn(48, 64), quant_type="nf4", compress_statistics=True)
+    weight, full = Weight4bit(Packed4bit.of(packed, state)), dequantize_4bit(packed, state)
+    rows, grads = torch.randn(5, 64, requires_grad=True), torch.randn(5, 48)
+    torch.testing.assert_close(weight.multiply(rows.detach()), rows.detach() @ full.t())
+    torch.testing.assert_close(weight.pull_back(grads), grads @ full)
+    for linear in (weight.linear, torch.compile(weight.linear, backend="aot_eager", fullgraph=True)):
+        (grad,) = torch.autograd.grad(linear(rows), rows, grads)
+        torch.testing.assert_close(grad, grads @ full)

@@ -1,0 +1,156 @@
+"""Cards by name: how much they hold and how fast they are."""
+
+import re
+from dataclasses import dataclass, replace
+
+from xtuner.errors import UserError, did_you_mean
+
+GIB = 2**30
+
+MATMUL_SHARE = 0.72
+"""Share of a card's stated rate that large matrix products reach: 715 of 989 TFLOP/s on an H200."""
+FP8_SHARE = 0.68
+"""The same for FP8 with scales by row: 1,350 of 1,979 TFLOP/s."""
+ATTENTION_SHARES = (0.30, 0.25)
+"""The same for FlashAttention 2, forward and backward: 300 and 250 of 989 TFLOP/s."""
+BANDWIDTH_SHARE = 0.9
+"""The same for memory: 4.3 of 4.8 TB/s."""
+REPORTED = 0.98
+"""Share of the memory in a card's name that programs can see."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a run is planned for. Rates are those that are reached, in FLOP/s and bytes/s."""
+
+    name: str
+    memory: float
+    """Bytes that are free for the run."""
+    matmul: float
+    """Rate of products in the format that is computed in."""
+    fp8: float
+    """Rate of FP8 products; 0: the card has none with scales by row."""
+    attention: tuple[float, float]
+    """Rate of the attention kernels, forward and backward."""
+    bandwidth: float
+    has_bfloat16: bool = True
+    is_cpu: bool = False
+    rates_of: str = ""
+    """The card whose rates are taken because nobody knows those of this one."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """GiB, TFLOP/s for bf16 (fp16 where there is none) with fp32 sums and no sparsity, the same for FP8, GB/s."""
+
+    gib: float
+    tflops: float
+    gbytes: float
+    fp8: float = 0.0
+    has_bfloat16: bool = True
+
+
+# From the makers' data sheets; FP8 only where scales by row are multiplied (compute capability 9.0 and later).
+_ROWS: dict[str, _Row] = {
+    "V100": _Row(31.7, 112, 900, has_bfloat16=False),
+    "T4": _Row(14.6, 65, 320, has_bfloat16=False),
+    "RTX 2080 Ti": _Row(10.8, 54, 616, has_bfloat16=False),
+    "RTX 3060": _Row(11.8, 25, 360),
+    "RTX 3070": _Row(7.8, 41, 448),
+    "RTX 3080": _Row(9.8, 60, 760),
+    "RTX 3090": _Row(23.6, 71, 936),
+    "RTX 4060": _Row(7.8, 30, 272),
+    "RTX 4070": _Row(11.7, 58, 504),
+    "RTX 4080": _Row(15.7, 97, 717),
+    "RTX 4090": _Row(23.6, 165, 1008),
+    "RTX 5070": _Row(11.7, 62, 672),
+    "RTX 5080": _Row(15.6, 112, 960),
+    "RTX 5090": _Row(31.4, 209, 1792),
+    "RTX A6000": _Row(47.4, 155, 768),
+    "RTX 6000 Ada": _Row(47.5, 182, 960),
+    "A10": _Row(22.0, 125, 600),
+    "A30": _Row(23.6, 165, 933),
+    "A40": _Row(44.3, 150, 696),
+    "L4": _Row(22.0, 60, 300),
+    "L40S": _Row(44.4, 181, 864),
+    "A100 40GB": _Row(39.4, 312, 1555),
+    "A100 80GB": _Row(79.2, 312, 2039),
+    "A800": _Row(79.2, 312, 2039),
+    "H20": _Row(95.0, 148, 4000, 296),
+    "H100": _Row(79.1, 989, 3350, 1979),
+    "H800": _Row(79.1, 989, 3350, 1979),
+    "H200": _Row(139.8, 989, 4800, 1979),
+    "B200": _Row(178.0, 2250, 8000, 4500),
+}
+# a size alone says nothing of speed: a card of today that has it, or more, and is not the fastest of them
+_TYPICAL = {8: "RTX 4060", 12: "RTX 3060", 16: "RTX 4080", 24: "RTX 3090", 32: "RTX 5090", 48: "RTX A6000"}
+_TYPICAL |= {40: "A100 40GB", 80: "A100 80GB", 96: "H20", 144: "H200", 192: "B200"}
+
+
+def find_card(word: str) -> Card:
+    """Return the card that `word` names: `H200`, `4090`, `rtx-3060`, or only a size: `8GB`.
+
+    Raises:
+        UserError: there is none of that name; names the nearest (exit code 2).
+    """
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gb|gib|g)", word.strip(), re.IGNORECASE)
+    if size:
+        return _card_of_size(float(size[1]), word.strip())
+    plain = {_plain(name): name for name in _ROWS}
+    asked = _plain(word)
+    found = [name for key, name in plain.items() if asked and asked in (key, key.removeprefix("rtx"))]
+    # `A100`: the first row is the smaller one, so nothing is promised that only the larger one holds
+    found = found or [name for name in _ROWS if asked and asked == _bare(name)]
+    if not found:
+        hint = did_you_mean(asked, [*plain, *(key.removeprefix("rtx") for key in plain)])
+        raise UserError(
+            f"There is no card {word} in the table.",
+            hint or f"Give its memory, for example --gpu 24GB, or one of: {', '.join(_ROWS)}.",
+            exit_code=2,
+        )
+    return _card(found[0])
+
+
+def match_card(device: str, memory: float) -> Card:
+    """Return the card that a driver calls `device` (`NVIDIA H200`), with `memory` bytes free for the run.
+
+    One that is not in the table gets the rates of a usual card of its size, and says so.
+    """
+    words = _plain(device)
+    inside = [name for name in _ROWS if _bare(name) in words]
+    if inside:
+        longest = max(len(_bare(name)) for name in inside)  # L40S is no L4
+        twins = [name for name in inside if len(_bare(name)) == longest]
+        best = min(twins, key=lambda name: abs(_ROWS[name].gib * GIB - memory))
+        return replace(_card(best), name=device, memory=memory)
+    return replace(_card_of_size(memory / GIB, device), name=device, memory=memory)
+
+
+def _bare(name: str) -> str:
+    """`A100 80GB` -> `a100`, `RTX 4090` -> `4090`: what a driver's name has in it."""
+    return re.sub(r"(40|80)gb$", "", _plain(name)).removeprefix("rtx")
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text.lower().replace("nvidia", "").replace("geforce", ""))
+
+
+def _card_of_size(gib: float, name: str) -> Card:
+    if not 1 <= gib <= 1024:
+        raise UserError(f"{name} is no size of a card.", "Give for example --gpu 24GB.", exit_code=2)
+    typical = _TYPICAL[min(_TYPICAL, key=lambda size: abs(size - gib))]
+    return replace(_card(typical), name=f"a card with {gib:g} GB", memory=gib * REPORTED * GIB, rates_of=typical)
+
+
+def _card(name: str) -> Card:
+    row = _ROWS[name]
+    flops = row.tflops * 1e12
+    return Card(
+        name=name,
+        memory=row.gib * GIB,
+        matmul=flops * MATMUL_SHARE,
+        fp8=row.fp8 * 1e12 * FP8_SHARE,
+        attention=(flops * ATTENTION_SHARES[0], flops * ATTENTION_SHARES[1]),
+        bandwidth=row.gbytes * 1e9 * BANDWIDTH_SHARE,
+        has_bfloat16=row.has_bfloat16,
+    )

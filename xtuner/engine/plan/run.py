@@ -1,0 +1,52 @@
+"""The plan of a run that is about to begin: its data is read, its device is here."""
+
+import numpy as np
+import torch
+
+from xtuner.config.spec import RunSpec
+from xtuner.engine.plan.choose import Chosen
+from xtuner.engine.plan.plan import Plan, make_plan
+from xtuner.engine.plan.present import can_compile, read_card
+from xtuner.engine.plan.render import render_lines
+from xtuner.engine.plan.shape import load_shape
+from xtuner.engine.plan.work import Work
+from xtuner.engine.strategy.world import World
+from xtuner.errors import UserError
+from xtuner.log import LOGGER
+
+
+def plan_run(spec: RunSpec, device: torch.device, sizes: np.ndarray, num_iters: int, world: World) -> Plan | None:
+    """Decide what the spec leaves open and say what the run will take; None if the model's sizes are not known.
+
+    `sizes` (P,) are the tokens of the packs. With several ranks all recompute the same, as the tightest one must: a
+    strategy that gathers weights layer by layer would wait for ever otherwise.
+    """
+    largest = np.sort(sizes)[-spec.loop.batch_size :]
+    work = Work(int(largest.sum()), min(spec.data.max_length, int(largest[-1])), num_iters, is_exact=True)
+    try:
+        shape = load_shape(spec.model.path)
+    except UserError as error:
+        LOGGER.info("No plan: %s", error.what)
+        return None
+    plan = make_plan(spec, shape, read_card(device), work, can_compile=can_compile())
+    if world.size > 1 and spec.model.recompute == "auto":
+        plan = _agree(plan, world)
+    for line in render_lines(plan):
+        LOGGER.info(line)
+    if world.size > 1:
+        LOGGER.info("The plan counts one card that holds everything; what a strategy spreads takes less.")
+    return plan
+
+
+def _agree(plan: Plan, world: World) -> Plan:
+    """Take what the tightest rank has chosen."""
+    layers = plan.shape.layers
+    chosen = plan.chosen.recompute
+    code = {"none": 0, "layers": layers, "offload": layers + 1}.get(str(chosen), chosen)
+    assert isinstance(code, int)
+    agreed = world.agree(code)
+    if agreed == code:
+        return plan
+    words: dict[int, str | int] = {0: "none", layers: "layers", layers + 1: "offload"}
+    settled = Chosen(words.get(agreed, agreed), plan.chosen.compiled, "another rank has less memory")
+    return make_plan(plan.spec, plan.shape, plan.card, plan.work, chosen=settled)

@@ -1,0 +1,226 @@
+"""DeepSpeed's ZeRO (https://arxiv.org/abs/1910.02054): the one file that knows the package."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from xtuner.checkpoint.atomic import ASIDE, sync_folder
+from xtuner.checkpoint.folder import writing
+from xtuner.checkpoint.pth import load_pth
+from xtuner.checkpoint.pth_pickle import Foreign
+from xtuner.checkpoint.state import save_state
+from xtuner.checkpoint.zero import PART_FILE
+from xtuner.config.spec import RunSpec
+from xtuner.dataset.batch import Batch
+from xtuner.engine.precision import NOT_FINITE_HELP, Precision
+from xtuner.engine.strategy.base import Accept
+from xtuner.engine.strategy.parallel import Parallel, check_frozen, checksum, is_finite, quantised
+from xtuner.engine.strategy.world import World
+from xtuner.engine.strategy.zero_config import cost_alone, fill_config
+from xtuner.errors import UserError
+from xtuner.log import LOGGER
+from xtuner.model.head import base_model, find_head
+from xtuner.model.trainable import PREFIX
+from xtuner.objective.loss import Loss
+from xtuner.objective.protocol import Objective
+
+T = TypeVar("T")
+
+KNOWN = ("deepspeed.", "torch.", "collections.", "builtins.")
+"""Where the classes and functions in DeepSpeed's own files come from."""
+
+
+class Root(nn.Module):
+    """What DeepSpeed wraps. Its one attribute gives the weights the names that 0.1.x gave them in checkpoints."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.llm = model
+
+    def forward(self, function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Call it, with the weights in place that it uses; DeepSpeed looks for tensors in the values."""
+        return function()
+
+
+class DeepSpeed(Parallel):
+    """A `Strategy` around DeepSpeed's engine; `config` is its JSON."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        precision: Precision,
+        world: World,
+        spec: RunSpec,
+        config: dict[str, Any],
+        sequence_parallel_size: int = 1,
+    ) -> None:
+        try:
+            import deepspeed
+        except ImportError as error:
+            raise UserError(
+                "DeepSpeed is not installed.", "Type: pip install deepspeed (or xtuner[deepspeed])"
+            ) from error
+        world.group()
+        super().__init__(device, precision, world, spec, sequence_parallel_size)
+        self.deepspeed: Any = deepspeed
+        self.run_spec, self.config = spec, config
+        self.sharded = int((config.get("zero_optimization") or {}).get("stage", 0)) == 3
+        # its hooks lose track of divided weights when a pass that learns follows one that generates
+        self.answers = not self.sharded
+        self.engine: Any
+
+    def place(self, model: nn.Module, optimiser: Callable[[nn.Module], Optimizer]) -> nn.Module:
+        """Let DeepSpeed wrap model and optimiser."""
+        self.model = model if quantised(model) else model.to(self.device)
+        self.ulysses.attach(model)
+        before = checksum(quantised(model))
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        hidden = int(base_model(model).config.get_text_config().hidden_size)
+        config = fill_config(self.config, self.run_spec, self.precision, self.world.size, hidden)
+        if self.world.size == 1 and (said := cost_alone(config, sum(p.numel() for p in trained))):
+            LOGGER.warning(said)
+        self.engine = self.deepspeed.initialize(model=Root(model), optimizer=optimiser(model), config=config)[0]
+        self.optimizer = self.engine.optimizer
+        check_frozen(model, before, self.world)
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return model
+
+    def loss(self, objective: Objective, model: nn.Module, batch: Batch) -> Loss:
+        """Call the objective through the engine, which must see the tensor that is differentiated."""
+
+        def compute() -> dict[str, Tensor]:
+            with self._head_in_place():
+                loss = objective(model, batch)
+            return {**loss.metrics, "xtuner.total": loss.total, "xtuner.weight": loss.weight}
+
+        found = self.engine(compute)
+        return Loss(found.pop("xtuner.total"), found.pop("xtuner.weight"), found)
+
+    def within(self, function: Callable[[], T]) -> T:
+        """Call it through the engine, which decides the number format."""
+        result: T = self.engine(lambda: {"result": function()})["result"]
+        return result
+
+    @contextmanager
+    def sync(self, last: bool) -> Iterator[None]:
+        """The engine steps when it is told, not when it has counted: the last step of a run may be shorter."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient; the loss is divided by the targets of all iterations already."""
+        with self._head_in_place():
+            self.engine.backward(loss, scale_wrt_gas=False)
+
+    def _head_in_place(self) -> AbstractContextManager[Any]:
+        """Put the head's weights together: the loss holds them while the head is not being called."""
+        head = find_head(self.model).parameters if self.sharded else []
+        found: AbstractContextManager[Any] = self.deepspeed.zero.GatheredParameters(head, enabled=bool(head))
+        return found
+
+    def step(self, lr: float, max_norm: float | None, accept: Accept | None = None) -> Tensor | None:
+        """The engine clips and steps."""
+        if accept is not None:
+            raise UserError("DeepSpeed makes its steps itself, so none can be skipped.", "Leave --skip-spikes out.")
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return None if norm is None or max_norm is None else torch.as_tensor(norm)
+
+    def forget(self) -> None:
+        """Drop all gradients."""
+        self.engine.optimizer.zero_grad()
+
+    def save(self, path: Path, state: Mapping[str, Any], *, optimizer: bool) -> None:
+        """Write DeepSpeed's folder, under the names of 0.1.x; without the optimiser one plain file."""
+        weights = self.gather()
+        bad = next((name for name, tensor in weights.items() if not is_finite([tensor])), None)
+        if self.world.agree(bad is not None):
+            raise UserError(f"The weight {bad} is not finite, so {path.name} is not written.", NOT_FINITE_HELP)
+        if not optimizer:
+            self.world.first(lambda: save_state(path, {**state, "state_dict": weights}))
+            return
+        aside = path.with_name(f".{path.name}{ASIDE}")
+        with writing(path):
+            self.engine.save_checkpoint(
+                str(path.parent),
+                tag=aside.name,
+                client_state=dict(state),
+                save_latest=False,
+                exclude_frozen_parameters=True,
+            )
+
+        def publish() -> None:
+            with writing(path):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                path.unlink(missing_ok=True)
+                os.replace(aside, path)
+                sync_folder(path.parent)
+
+        self.world.first(publish)
+
+    def load(self, path: Path) -> None:
+        """Let DeepSpeed read its folder back; it needs as many processes as have written it.
+
+        Raises:
+            UserError: of another number of processes, not DeepSpeed's, or with something in it that would be run.
+        """
+        parts = [file for file in path.iterdir() if PART_FILE.fullmatch(file.name)] if path.is_dir() else []
+        if len(parts) != self.world.size:
+            was = f"{len(parts)} processes" if parts else "another strategy"
+            raise UserError(
+                f"{path} was saved by {was}, and DeepSpeed goes on only with its own of {self.world.size}.",
+                f"Go on as it was saved, or start from its weights: model.weights={path}",
+            )
+        for file in path.glob("*.pt"):
+            check_known(file)
+        try:
+            found, _ = self.engine.load_checkpoint(
+                str(path.parent), tag=path.name, load_module_strict=False, load_lr_scheduler_states=False
+            )
+        except (RuntimeError, KeyError, ValueError, AssertionError) as error:
+            raise UserError(
+                f"DeepSpeed cannot go on from {path}: {error}.", f"Start from its weights: model.weights={path}"
+            ) from error
+        assert found is not None
+
+    def gather(self) -> dict[str, Tensor]:
+        """Put the weights together one by one, in float32."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            whole = safe_get_full_fp32_param(parameter)
+            if self.world.rank == 0:
+                found[PREFIX + name] = (parameter.detach() if whole is None else whole).cpu()
+        return found
+
+
+def check_known(file: Path) -> None:
+    """Refuse a file that names other code than DeepSpeed's: DeepSpeed's own loader would run it.
+
+    Raises:
+        UserError: it does.
+    """
+    waiting: list[Any] = [load_pth(file)]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Foreign):
+            if not value.name.startswith(KNOWN) or value.name in ("builtins.eval", "builtins.exec"):
+                raise UserError(f"{file} asks for {value.name} to be run; it is not read.", "Use another checkpoint.")
+            waiting += [value.arguments, value.state]
+        elif isinstance(value, Mapping):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set):
+            waiting += list(value)
