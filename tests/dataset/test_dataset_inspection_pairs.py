@@ -106,3 +106,19 @@ def test_code_that_looks_at_data_is_no_part_of_the_cache_key(monkeypatch: pytest
     cache.make_key("anything")
     assert room / "encode.py" in seen
     assert not {"inspection", "table"} & {part for file in seen for part in file.relative_to(room.parent).parts}
+
+
+def test_control_characters_are_found_and_nan_is_an_empty_cell(tokenizer: Any, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [
+        {"input": "a\x00b", "output": "c"},
+        {"input": "q", "output": float("nan")},
+        {"input": "a\tb", "output": "d"},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = lint(spec_of(str(file), tmp_path), tokenizer).sources[0]
+    assert {problem: str(tally) for problem, tally in found.problems.items()} == {
+        "control characters in the text, such as a NUL byte": "1 (row 1)"
+    }
+    assert found.report.samples == 2
+    assert ["no answer" in reason for reason in found.report.dropped] == [True]

@@ -18,6 +18,9 @@ from xtuner.checkpoint.run_record import read_run
 from xtuner.checkpoint.state import find_last, load_state
 from xtuner.config.spec import RunSpec
 from xtuner.conversation.template import ChatTemplate
+from xtuner.engine.precision import Precision
+from xtuner.engine.strategy.single import Single
+from xtuner.engine.strategy.world import World
 from xtuner.engine.train import train
 from xtuner.errors import UserError
 from xtuner.export.merge import merge, merge_run
@@ -275,10 +278,15 @@ def test_a_tokenizer_of_another_model_is_refused(folder):
         train(spec)
 
 
-def test_one_process_only(folder, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(UserError, match="started as 4 processes"):
-        train(make_spec(folder, "said"))
+class Four(World):
+    """A world that says it has four processes."""
+
+    size = 4
+
+
+def test_a_single_process_is_not_several():
+    with pytest.raises(UserError, match="started as 4 processes, and strategy=single is one"):
+        Single(torch.device("cpu"), Precision(torch.float32, torch.float32, ""), Four())
 
 
 def test_throughput_callback(folder):

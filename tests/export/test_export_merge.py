@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "saved modules": ("internlm2", {"target_modules": ["wo"], "modules_to_save": ["output", "tok_embeddings"]}),
     "embedding": ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
     "tied head": ("qwen2", {"target_modules": ["lm_head", "q_proj"]}),
+    "tied head of another name": ("tied internlm2", {"target_modules": ["output", "wo"]}),
     "tied embedding": ("qwen2", {"target_modules": ["embed_tokens", "q_proj"]}),
     "tied saved head": ("qwen2", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
     "one layer": ("llama", {"target_modules": ["q_proj"], "layers_to_transform": [1]}),
 }
-MAKERS = {"internlm2": make_tiny_internlm2, "llama": make_tiny_llama, "qwen2": make_tiny_qwen2}
+MAKERS = {
+    "internlm2": make_tiny_internlm2,
+    "tied internlm2": partial(make_tiny_internlm2, tie_word_embeddings=True),
+    "llama": make_tiny_llama,
+    "qwen2": make_tiny_qwen2,
+}
 
 
 @pytest.fixture(scope="module")

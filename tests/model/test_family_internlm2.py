@@ -14,9 +14,12 @@ from transformers import (
     AutoTokenizer,
 )
 
+from xtuner.config.spec import ModelSpec
+from xtuner.errors import UserError
 from xtuner.model import register
 from xtuner.model.attention import PACKED, packing_arguments
 from xtuner.model.families.internlm2 import InternLM2Config, InternLM2ForCausalLM, InternLM2ForRewardModel
+from xtuner.model.load import load_model
 from xtuner.ops.packing import Packing
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "internlm2"
@@ -162,6 +165,13 @@ def test_rewards_equal_the_original(auto_class, attention, tmp_path):
     ours, theirs = load_file(tmp_path / "model.safetensors"), load_file(folder / "model.safetensors")
     assert sorted(ours) == sorted(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_reward_model_is_not_taken_for_a_broken_one():
+    with pytest.raises(UserError, match="is a reward model"):
+        load_model(
+            ModelSpec(path=str(GOLDEN.parent / "internlm2_reward")), device="cpu", dtype=torch.float32, train=False
+        )
 
 
 def test_a_conversation_is_judged_at_the_reward_token():

@@ -76,4 +76,5 @@ UNKNOWN_PACKING = "found out and proven when training starts"
 
 def is_built_in(model_type: str | None) -> bool:
     """Whether models of this kind are written here, not in transformers."""
-    return model_type in KINDS and KINDS[model_type].built_in
+    kind = KINDS.get(model_type or "")
+    return kind is not None and kind.built_in

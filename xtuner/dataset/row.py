@@ -51,14 +51,14 @@ def read_text(row: Row, column: str) -> str:
 
 
 def to_text(value: Any, column: str) -> str:
-    """Return a plain value as text, None as an empty one.
+    """Return a plain value as text; None and NaN, which pandas writes for empty cells, as an empty one.
 
     Raises:
         BadRow: a list or an object.
     """
     if isinstance(value, str):
         return value
-    if value is None:
+    if value is None or value != value:
         return ""
     if isinstance(value, list | dict | tuple):
         raise BadRow(f"{column} is not text")

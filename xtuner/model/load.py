@@ -21,7 +21,7 @@ from xtuner.model.fp8_linear import to_fp8
 from xtuner.model.head import check_head
 from xtuner.model.layer import compile_layers, set_recompute
 from xtuner.model.position import position_changes
-from xtuner.model.register import build_config, find_class, find_tokenizer, needs_remote_code
+from xtuner.model.register import build_config, find_class, find_tokenizer, is_reward_model, needs_remote_code
 from xtuner.model.trainable import load_trainable
 from xtuner.model.vocabulary import grow_vocabulary, with_vocabulary
 
@@ -129,6 +129,11 @@ def load_base(spec: ModelSpec, *, device: str, dtype: torch.dtype, train: bool) 
     config = read_json(spec.path, "config.json")
     if not config:
         raise not_found(spec.path)
+    if is_reward_model(config):
+        raise UserError(
+            f"{spec.path} is a reward model: it gives a conversation a number and says nothing itself.",
+            "Use a base or chat model; a judge is opened with AutoModel and asked by model.get_score(tokenizer, chat).",
+        )
     trust = spec.trust_remote_code and needs_remote_code(config.get("model_type"))
     options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "trust_remote_code": trust}
     options["ignore_mismatched_sizes"] = True  # they are refused below, in words of ours

@@ -42,6 +42,13 @@ def build_config(values: Mapping[str, Any]) -> PreTrainedConfig:
     return config
 
 
+def is_reward_model(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a model of our own which gives a number to a conversation instead of talking."""
+    family = find_family(config.get("model_type"))
+    names = {one.__name__ for one in family.reward} if family else set()
+    return bool(names.intersection(config.get("architectures") or ()))
+
+
 def needs_remote_code(model_type: str | None) -> bool:
     """Whether neither transformers nor we know a model_type, so that only the checkpoint's own code could open it."""
     return model_type is None or model_type not in CONFIG_MAPPING

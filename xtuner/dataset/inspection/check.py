@@ -16,6 +16,7 @@ from xtuner.dataset.formats.message import ROLES
 from xtuner.dataset.inspection.sample import MARK, end_tokens
 
 TEMPLATE_MARK = re.compile(r"<\|[^<>\s]+\|>|<[^<>\s/]+>|\[/?[A-Z]+\]|<<SYS>>|### (?:Instruction|Response):")
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 NO_END = "the end of the answer is not learned, so the model does not learn to stop"
 TWO_BOS = "the begin token (BOS) stands there twice"
 LISTS = ("messages", "conversations", "conversation")
@@ -57,6 +58,8 @@ def check_row(row: Mapping[str, Any], conversation: Conversation, marks: Marks) 
     spelled = len(conversation) > 1 and all(message.role == "text" for message in conversation)
     for message in conversation if not spelled else ():
         found.update(dict.fromkeys(marks.find(message.text)))
+        if CONTROL.search(message.text):
+            found["control characters in the text, such as a NUL byte"] = None
         if message.role in ("user", "assistant") and not message.text.strip():
             found["an empty question" if message.role == "user" else "an empty answer"] = None
     found.update(dict.fromkeys(check_order(read_roles(row) or [message.role for message in conversation])))

@@ -41,7 +41,8 @@ class FamilyConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Read what a file says; how to run the model is said in `kwargs` alone."""
-        return super().from_dict({key: value for key, value in config_dict.items() if key not in RUNNING}, **kwargs)
+        values = {key: value for key, value in config_dict.items() if key not in RUNNING or not value}
+        return super().from_dict(values, **kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Make sure that `architectures` is a list: the Auto classes choose among several classes by it."""

@@ -145,7 +145,7 @@ class QWenModel(Decoder):
         """Rotate; in evaluation with the base of a longer training length, and with stretched queries beyond it.
 
         The base is a function of how long a sequence really is, padding left out. Cached keys are turned anew as it
-        grows, so that what is said does not depend on how much of it was in the cache.
+        grows. (What deeper layers keep of a token still is what it was when the token was read; see docs/en/chat.md.)
         """
         config = self.config
         size, base = int(config.kv_channels * config.rotary_pct), float(config.rotary_emb_base)
