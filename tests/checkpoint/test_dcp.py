@@ -18,6 +18,7 @@ from xtuner.errors import UserError
 WEIGHTS = {"llm.a": torch.arange(24.0).view(4, 6), "llm.b": torch.ones(3).bfloat16(), "llm.c": torch.tensor(2.0)}
 
 SHARDED = """
+import os
 import sys
 import torch
 import torch.distributed as dist
@@ -31,7 +32,9 @@ whole = {"llm.a": torch.arange(35.0).view(5, 7), "llm.b": torch.arange(3.0)}
 sharded = {name: distribute_tensor(tensor, mesh, [Shard(0)]) for name, tensor in whole.items()}
 moments = {name: distribute_tensor(torch.zeros_like(tensor), mesh, [Shard(0)]) for name, tensor in whole.items()}
 dcp.save({"model": sharded, "optimizer": {"exp_avg": moments}, "meta": {"iter": 3}}, checkpoint_id=folder)
+dist.barrier()
 dist.destroy_process_group()
+os._exit(0)  # some versions of torch leave a thread that ends the process with an error
 """
 
 

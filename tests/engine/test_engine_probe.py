@@ -31,8 +31,8 @@ def test_stop_words_reach_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         seed=3,
         model=None,
         tokenizer=None,
-        strategy=SimpleNamespace(autocast=nullcontext),
-        wish=SimpleNamespace(signal=None),
+        strategy=SimpleNamespace(within=lambda function: function()),
+        stopping=lambda: False,
     )
     spec = ProbeSpec(questions=["Is it?"], stop_words=["END"])
     probe.Probe(spec, find_template("internlm2_chat")).before_train(run)  # type: ignore[arg-type]

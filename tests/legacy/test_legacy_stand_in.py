@@ -11,6 +11,7 @@ from tiny import make_tiny_internlm2, make_tiny_llama, make_tiny_qwen2
 from xtuner.catalog.names import run_names
 from xtuner.catalog.render import render
 from xtuner.checkpoint.run_record import read_run
+from xtuner.config.choice import Choice
 from xtuner.config.later import missing_parts
 from xtuner.config.reader import read_text
 from xtuner.config.spec import RunSpec, SourceSpec
@@ -34,6 +35,7 @@ MOSS_TURN = {
 ROWS = {
     "conversation": [{"conversation": [{"input": "Hello", "output": f"Hello to you, {i}."}]} for i in range(4)],
     "moss": [{"meta_instruction": "You are MOSS.\n", "num_turns": 1, "chat": {"turn_1": MOSS_TURN}}],
+    "tokens": [{"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, 7, 8, 9]}],
     "internevo": [{"tokens": [-5, -6, 7, 8, 9]}],
     "internevo_messages": [[{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}]],
 }
@@ -120,6 +122,7 @@ def stand_in(spec: RunSpec, family: str, models: dict[str, Path], rows: dict[str
     tiny.loop.max_iters, tiny.loop.accumulate, tiny.loop.batch_size, tiny.loop.log_every = 2, 1, 1, 1
     tiny.checkpoint.optimizer = False
     tiny.probe, tiny.work_dir = None, str(folder / "work")
+    tiny.strategy = Choice(name="auto")  # one process; tests/engine runs several
     return tiny
 
 
