@@ -156,12 +156,12 @@ def test_overhead_per_iteration_is_small():
         plain.step()
         plain.zero_grad()
 
-    def best(function):
-        times = []
-        for _ in range(60):
-            started = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - started)
-        return min(times)
+    def seconds(function):
+        started = time.perf_counter()
+        function()
+        return time.perf_counter() - started
 
-    assert best(lambda: step(strategy, [batch])) - best(by_hand) < 0.33e-3
+    # in turns, so that whatever else the machine does meets both
+    pairs = [(seconds(lambda: step(strategy, [batch])), seconds(by_hand)) for _ in range(200)]
+    ours, plainly = (min(times) for times in zip(*pairs, strict=True))
+    assert ours - plainly < 0.33e-3
