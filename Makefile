@@ -17,7 +17,7 @@ quickstart: $(STAMP)
 	$(BIN)/xtuner quickstart
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -4,3 +4,5 @@ import os
 
 # As the command line does it: tests run on machines that do other things too.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared among workers
+    os.environ.setdefault("OMP_NUM_THREADS", "1")

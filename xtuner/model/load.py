@@ -19,8 +19,8 @@ from xtuner.model.attention import attention_of, check_attention, check_packing
 from xtuner.model.checks import explain, generation_ends, hub_options, not_found, read_json
 from xtuner.model.fp8_linear import to_fp8
 from xtuner.model.head import check_head
-from xtuner.model.layer import compile_layers, set_recompute
 from xtuner.model.position import position_changes
+from xtuner.model.recompute import decoder_layers, set_recompute
 from xtuner.model.register import build_config, find_class, find_tokenizer, is_reward_model, needs_remote_code
 from xtuner.model.trainable import load_trainable
 from xtuner.model.vocabulary import grow_vocabulary, with_vocabulary
@@ -187,4 +187,5 @@ def prepare_training(model: PreTrainedModel, spec: ModelSpec, *, packed: bool) -
     check_head(model)
     set_recompute(model, spec.recompute)
     if spec.compile is True:
-        compile_layers(model)
+        for layer in decoder_layers(model):  # one by one: the code of the first serves all of them
+            layer.compile()

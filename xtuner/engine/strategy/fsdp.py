@@ -22,7 +22,7 @@ from xtuner.engine.strategy.sharded_state import decode_state, load_sharded, sav
 from xtuner.engine.strategy.world import World
 from xtuner.errors import UserError
 from xtuner.log import LOGGER
-from xtuner.model.layer import decoder_layers
+from xtuner.model.recompute import decoder_layers
 from xtuner.model.trainable import trainable_state
 from xtuner.objective.loss import Loss
 from xtuner.objective.protocol import Objective

@@ -1,5 +1,6 @@
-"""How decoder layers run in training: what they keep for the backward pass and where, and whether they are compiled."""
+"""What decoder layers keep for the backward pass, and where: on the card, or on the host."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,13 +34,6 @@ def set_recompute(model: PreTrainedModel, recompute: str | int) -> None:
             layer.gradient_checkpointing = False
     elif recompute == "offload":
         _add_offload(getattr(model, model.base_model_prefix))
-
-
-def compile_layers(model: PreTrainedModel) -> None:
-    """Fuse the operations inside each decoder layer (`torch.compile`, layer by layer, so that one layer's code serves
-    all of them); the first iterations take longer for it."""
-    for layer in decoder_layers(model):
-        layer.compile()
 
 
 def _add_offload(decoder: torch.nn.Module) -> None:
@@ -114,11 +108,7 @@ class _Kept:
         return tensor
 
 
-_STREAMS: dict[torch.device, torch.cuda.Stream] = {}
-
-
+@cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """Return the one stream for copies of a card: it must be the same for all, so that copies stay in order."""
-    if device not in _STREAMS:
-        _STREAMS[device] = torch.cuda.Stream(device)
-    return _STREAMS[device]
+    return torch.cuda.Stream(device)
