@@ -1,10 +1,12 @@
 """Prepares alpaca-like rows (file to packs) with XTuner and with `datasets.map` + TRL's packing, in one run.
 
     python benchmarks/data.py [--rows 200000] [--tokenizer byte|sentencepiece|FOLDER] [--contenders xtuner,map,trl]
+                              [--rounds 3]
 
 map: rows in batches through the fast tokenizer, then `trl.pack_dataset`: the quickest way that those libraries offer.
 trl: row by row, as TRL's SFTTrainer prepares prompts and completions, with the same packing.
 Every contender runs in a process of its own with two worker processes on the same two cores; imports are not timed.
+Contenders take turns; of all rounds the median in seconds is shown, and the CPU seconds of that round.
 Peak memory is the proportional set size of the whole process tree. Needs `trl` beside XTuner for the opponents.
 """
 
@@ -208,12 +210,16 @@ def contend(name: str, file: str, tokenizer: str) -> None:
 
         datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), _cpu_seconds()
         tokens, packs = CONTENDERS[name](file, loaded, folder)
-        wall = time.perf_counter() - begun
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cpu = sum(part.ru_utime + part.ru_stime for part in used)
+        wall, cpu = time.perf_counter() - begun, _cpu_seconds() - used
     print(json.dumps({"tokens": tokens, "packs": packs, "wall": wall, "cpu": cpu}))
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those it has started, once they have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(part.ru_utime + part.ru_stime for part in used)
 
 
 def measure(name: str, file: Path, tokenizer: Path) -> dict[str, float]:
@@ -259,6 +265,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--tokenizer", default="byte", help="byte, sentencepiece, or the folder of a fast tokenizer")
     parser.add_argument("--contenders", default="xtuner,map,trl")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--contend", nargs=3, help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.contend:
@@ -279,8 +286,10 @@ def main() -> None:
         print("| | wall s | CPU s | rows/s | tokens/s | peak memory MB | tokens | packs |")
         print("|---|---|---|---|---|---|---|---|")
         found: dict[str, dict[str, float]] = {}
-        for name in words.contenders.split(","):
-            f = found[name] = measure(name, file, tokenizer)
+        names = words.contenders.split(",")
+        rounds = [{name: measure(name, file, tokenizer) for name in names} for _ in range(words.rounds)]
+        for name in names:
+            f = found[name] = sorted((once[name] for once in rounds), key=lambda run: run["wall"])[len(rounds) // 2]
             speed = f"{words.rows / f['wall']:,.0f} | {f['tokens'] / f['wall']:,.0f} | {f['peak'] / 1e6:,.0f}"
             print(
                 f"| {name} | {f['wall']:.1f} | {f['cpu']:.1f} | {speed} | {f['tokens']:,} | {f['packs']:,} |",

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "en" / "config.md"
 SCHEMA = ROOT / "docs" / "run_spec.schema.json"
 START, END = "<!-- settings: written by tools/config_page.py -->", "<!-- end of settings -->"
-FILES = ("model_spec.py", "spec.py")
+FILES = ("model_spec.py", "schedule_spec.py", "spec.py")
 PARTS = {
     "model": "ModelSpec",
     "model.lora": "LoraSpec",
@@ -26,6 +26,7 @@ PARTS = {
     "data.template": "TemplateSpec",
     "optim": "OptimSpec",
     "schedule": "ScheduleSpec",
+    "schedule.chain[]": "ScheduleStep",
     "loop": "LoopSpec",
     "checkpoint": "CheckpointSpec",
     "probe": "ProbeSpec",

@@ -181,3 +181,15 @@ def test_base_is_described_by_place_and_hash(tmp_path, monkeypatch):
     assert described["config_hash"] == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
     assert describe_base("org/name") == {"path": "org/name", "config_hash": None, "revision": None}
     assert describe_base("no/hub/id") == {"path": "no/hub/id", "config_hash": None, "revision": None}
+
+
+def test_a_clean_up_that_fails_does_not_hide_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a read-only disk even the removal of a file that is not there is refused."""
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(UserError, match="taken cannot be written: Is a directory"), whole_file(tmp_path / "taken"):
+        pass

@@ -79,7 +79,8 @@ def test_every_row_is_proven() -> None:
         {"vocab_size": 64000, "max_position_embeddings": 64, "architectures": ["BaiChuanForCausalLM"]},
         {"vocab_size": 700, "max_position_embeddings": 64, "architectures": ["BaichuanForCausalLM"]},
         {"vocab_size": 700, "model_max_length": 64, "architectures": ["BaichuanForCausalLM"]},
-        {"vocab_size": 700, "model_max_length": 64, "z_loss_weight": 0.1},
+        {"vocab_size": 700, "model_max_length": 64, "z_loss_weight": 0},
+        {"vocab_size": 64000, "model_max_length": 64, "z_loss_weight": 0},
         {"vocab_size": 125696, "norm_head": False, "max_position_embeddings": 64},
     ],
 )

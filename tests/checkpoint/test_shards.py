@@ -122,6 +122,15 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match=r"lacks model-00002-of-00002\.safetensors"):
         ShardReader(tmp_path)
+    written(tmp_path, 60)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    name = next(iter(index["weight_map"]))
+    other = next(file for file in index["weight_map"].values() if file != index["weight_map"][name])
+    index["weight_map"][name] = other
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for method in (ShardReader.get, ShardReader.shape):
+        with pytest.raises(UserError, match=rf"says that {name} is in {other}, and it is not"):
+            method(ShardReader(tmp_path), name)
     (tmp_path / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(UserError, match="not an index"):
         ShardReader(tmp_path)

@@ -22,10 +22,12 @@ CONFIG = "internlm2_chat_1_8b_qlora_alpaca_e3"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """What looks like a model, an adapter, data, and a run whose base has gone."""
-    for name in ("model", "adapter", "run"):
-        (tmp_path / name).mkdir()
+    for name in ("model", "adapter", "run/adapter"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "model" / "config.json").write_text('{"model_type": "internlm2"}')
-    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "their/base"}')
+    (tmp_path / "run" / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "run" / "iter_2.pth").touch()
     (tmp_path / "data.json").write_text("[]")
     (tmp_path / "empty.json").touch()
     write_run(
@@ -54,6 +56,14 @@ def folder(tmp_path: Path) -> Path:
         (["train", "w.yaml"], "There is no checkpoint none.pth."),
         (["chat", "./nowhere"], "There is no model folder ./nowhere."),
         (["chat", "./model", "--adapter", "./model"], "There is no adapter in ./model"),
+        (["chat", "./model", "--adapter", "nothing"], "There is no adapter in nothing (there is no such folder)."),
+        (
+            ["chat", "./model", "--adapter", "run"],
+            "There is no adapter in run itself, it is one folder down.",
+        ),
+        (["chat", "adapter"], "adapter is an adapter, not a model.\nGive the base model (their/base) as the model"),
+        (["chat", "run/iter_2.pth"], "run/iter_2.pth is a checkpoint of a training, not a model.\nGive the folder of"),
+        (["chat", ""], "The name of the model is empty."),
         (["chat", "run"], "The base model of this run is not in /gone any more."),
         (["convert", "merge", "./nowhere", "adapter", "out"], "There is no model folder ./nowhere."),
         (["convert", "merge", "./model", "nothing", "out"], "There is no adapter in nothing"),

@@ -63,6 +63,10 @@ def test_another_card_needs_no_torch():
         (["llama3_8b_full_alpaca_e3", "--gpu", "H300"], "no card H300"),
         (["llama3_8b_full_alpaca_e3", "--gpu", "8GB", "--probe"], "--probe runs here"),
         (["llama3_8b_full_alpaca", "--gpu", "8GB"], "Cannot find"),
+        (
+            ["llama3_8b_full_alpaca_e3", "--gpu", "4090", "model.quant.bits=8", "model.quant.type=fp8"],
+            "RTX 4090 cannot",
+        ),
     ],
 )
 def test_slips_are_said_in_a_sentence(words, said, capsys):

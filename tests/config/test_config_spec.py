@@ -265,3 +265,10 @@ def test_aliases_cannot_fill_the_memory() -> None:
     rows = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]
     with pytest.raises(UserError, match=r"x\.yaml:6: this is more than 100000 values\. Use fewer aliases"):
         read_text("\n".join(["a0: &a0 [x, x, x, x, x, x, x, x, x]", *rows]), Path("x.yaml"), "yaml")
+
+
+@pytest.mark.parametrize("setting", ["seed=-1", "max_norm=-1", "max_norm=0", "lr=inf", "epochs=inf", "lr=nan"])
+def test_numbers_that_no_run_can_use(setting: str) -> None:
+    spec = RunSpec.model_validate({"model": {"path": "m"}, "data": {"train": "d.json"}})
+    with pytest.raises(UserError, match=f"{setting.partition('=')[0]} is .*; it should be"):
+        override_spec(spec, [setting])

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from xtuner.conversation.builtin import TEMPLATES
-from xtuner.conversation.detect import BY_FAMILY, BY_NAME, BY_TOKEN, SIGNS, detect_template, detect_text
+from xtuner.conversation.detect import (
+    BY_FAMILY,
+    BY_NAME,
+    BY_TOKEN,
+    SIGNS,
+    advise_template,
+    detect_template,
+    detect_text,
+    usual_template,
+)
 from xtuner.conversation.jinja import to_jinja
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -130,3 +139,25 @@ def test_the_room_loads_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("config", "usual"),
+    [
+        ({"model_type": "qwen"}, "qwen_chat"),
+        ({"model_type": "internlm2"}, "internlm2_chat"),
+        ({"model_type": "baichuan", "vocab_size": 64000}, "baichuan_chat"),
+        ({"model_type": "baichuan", "vocab_size": 125696}, "baichuan2_chat"),
+        ({"model_type": "chatglm"}, None),
+        ({"model_type": "llama"}, None),
+        ({}, None),
+    ],
+)
+def test_a_base_model_is_offered_the_words_of_its_relatives(
+    tmp_path: Path, config: dict[str, Any], usual: str | None
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert detect_template(tmp_path) is None
+    assert usual_template(tmp_path) == usual
+    advice = advise_template(tmp_path)
+    assert advice.startswith(f"{usual}, which") if usual else advice.count(", ") > 20

@@ -72,7 +72,7 @@ def test_only_the_first_sheet_and_says_so(tmp_path: Path) -> None:
     write_xlsx(tmp_path / "t.xlsx")
     source = open_source(SourceSpec(path=str(tmp_path / "t.xlsx")))
     list(source.rows())
-    assert "only the first of 2 sheets (Sheet) was read" in source.progress.notes[0]
+    assert "of 2 sheets only Sheet was read" in source.progress.notes[0]
 
 
 def test_text_files_give_a_row_per_line(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_medqa_as_the_course_has_it(tmp_path: Path) -> None:
         "nothing in column 答案": [4],
     }
     assert done.first == {"conversation": turns[0]}
-    assert "only the first of 2 sheets" in done.notes[0]
+    assert "of 2 sheets only" in done.notes[0]
 
 
 def test_a_list_and_lines(tmp_path: Path) -> None:

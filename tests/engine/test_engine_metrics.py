@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import time
 from datetime import timedelta
 
 import pytest
@@ -79,6 +80,20 @@ def test_nothing_is_read_from_a_card_before_the_window_is_full():
         metrics.add(make_micro(2, 1.0, 1))
 
 
+def test_what_the_card_still_does_when_it_is_read_is_time_of_training():
+    """The host only queues work; without the wait the shown speed would be that of queueing."""
+
+    def wait(numbers):
+        time.sleep(0.05)
+        return list(numbers)
+
+    metrics = Metrics(torch.device("cuda"), window=2, keep=1, add_ranks=wait)
+    for iteration in range(4):
+        metrics.add(make_micro(iteration, 1.0, 1))
+        metrics.restart_clock()  # as the loop does when the callbacks are done
+    assert [entry.seconds > 0.05 for entry in metrics.entries] == [True, False, True][-len(metrics.entries) :]
+
+
 def test_log_line_is_that_of_01x():
     scalars = {"lr": 2e-4, "data_time": 0.0123, "time": 1.2345, "memory": 4567.0, "loss": 1.2345, "grad_norm": 0.1234}
     assert log_line(10, 384, timedelta(minutes=10), scalars) == (
@@ -88,19 +103,25 @@ def test_log_line_is_that_of_01x():
 
 
 @pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 143)])
-def test_first_signal_is_a_wish_second_acts(number, name, code):
-    previous = signal.getsignal(number)
+def test_first_signal_is_a_wish_and_a_second_ctrl_c_acts(number, name, code):
+    previous = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     fallen = []
-    signal.signal(number, lambda *_: fallen.append(1))
+    for each in previous:
+        signal.signal(each, lambda *_: fallen.append(1))
     try:
         with listen() as wish:
             assert wish.signal is None
-            os.kill(os.getpid(), number)
-            assert (wish.name, wish.exit_code, fallen) == (name, code, [])
-            os.kill(os.getpid(), number)
-            assert fallen == [1]
+            for _ in range(3):  # a launcher passes it on, and a scheduler sends it to all
+                os.kill(os.getpid(), number)
+                assert (wish.name, wish.exit_code) == (name, code)
+            assert fallen == ([1, 1] if number == signal.SIGINT else [])
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert wish.name == name
+            os.kill(os.getpid(), signal.SIGINT)
+            assert len(fallen) == (3 if number == signal.SIGINT else 1)
     finally:
-        signal.signal(number, previous)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
 
 
 def test_a_cpu_computes_float32_and_says_so():

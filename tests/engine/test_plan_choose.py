@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,15 +12,27 @@ from xtuner.config.check import to_spec
 from xtuner.config.spec_override import override_spec
 from xtuner.engine.memory import advise
 from xtuner.engine.plan.card import GIB, Card, find_card, match_card
-from xtuner.engine.plan.choose import choose, find_change, fits, weigh_chosen, work_of
+from xtuner.engine.plan.choose import choose, find_change, fits, list_ways, weigh_chosen, work_of
+from xtuner.engine.plan.memory import weigh
 from xtuner.engine.plan.plan import make_plan
 from xtuner.engine.plan.render import render_lines, render_page
 from xtuner.engine.plan.run import plan_run
 from xtuner.engine.plan.shape import load_shape, shape_of
+from xtuner.engine.plan.speed import clock
 from xtuner.engine.plan.work import Work, estimate_work, row_of
 from xtuner.engine.strategy.world import World
 from xtuner.errors import UserError
 
+SMALL_MIXTRAL = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "vocab_size": 100,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
 LLAMA2, LLAMA3 = "meta-llama/Llama-2-7b-hf", "meta-llama/Meta-Llama-3-8B"
 
 
@@ -32,23 +45,29 @@ def of_size(gib):
     return find_card(f"{gib}GB")
 
 
-@pytest.mark.parametrize(("gib", "expected"), [(128, "none"), (55, int), (25, "offload"), (10, "layers")])
-def test_recompute_is_as_little_as_fits(gib, expected):
-    work = Work(16384, 4096, 10)
+@pytest.mark.parametrize(("gib", "expected"), [(128, "none"), (80, int), (70, "mlp"), (25, "offload"), (10, "layers")])
+def test_recompute_is_the_fastest_that_fits(gib, expected):
+    work, shape, card = Work(16384, 4096, 10), load_shape(LLAMA3), of_size(gib)
     spec = spec_of(model={"compile": False})
-    card = of_size(gib)
-    chosen = choose(spec, load_shape(LLAMA3), card, work)
-    if expected is int:
-        assert isinstance(chosen.recompute, int)
-        fewer = spec.model_copy(
-            update={"model": spec.model.model_copy(update={"recompute": chosen.recompute - 1 or "none"})}
-        )
-        tight = weigh_chosen(fewer, load_shape(LLAMA3), card, work)
-        assert tight.need * 1.06 > card.memory
-    else:
-        assert chosen.recompute == expected
+    chosen = choose(spec, shape, card, work)
+    assert isinstance(chosen.recompute, int) if expected is int else chosen.recompute == expected
     assert chosen.why_recompute
-    assert fits(weigh_chosen(spec, load_shape(LLAMA3), card, work), card) == (gib > 20)
+    assert fits(weigh_chosen(spec, shape, card, work), card) == (gib > 20)
+    options = {"spec": spec, "shape": shape, "card": card, "work": work, "compiled": False}
+    taken = clock(**options, recompute=chosen.recompute).seconds
+    for way in list_ways(spec, shape, card):
+        if clock(**options, recompute=way).seconds < taken and gib > 20:
+            assert weigh(**options, recompute=way).need * 1.06 > card.memory, way
+
+
+def test_experts_have_no_mlp_that_is_recomputed_alone():
+    card = find_card("H200")
+    experts = shape_of({"model_type": "mixtral", **SMALL_MIXTRAL}, "here", {})
+    assert {"mlp", "offload"} & set(list_ways(spec_of(), experts, card)) == set()
+    assert {"mlp", "offload"} < set(list_ways(spec_of(), load_shape(LLAMA3), card))
+    cpu = Card("CPU", 64 * GIB, 1e10, 0.0, (1e10, 1e10), (1e10, 1e10), 1e10, is_cpu=True)
+    assert "mlp" in list_ways(spec_of(), load_shape(LLAMA3), cpu)
+    assert "offload" not in list_ways(spec_of(), load_shape(LLAMA3), cpu)
 
 
 def test_what_is_asked_for_is_done():
@@ -62,7 +81,7 @@ def test_compilation_must_be_earned_back():
     assert not choose(spec, shape, card, Work(8192, 4096, 100)).compiled
     assert choose(spec, shape, card, Work(8192, 4096, 10_000)).compiled
     assert not choose(spec, shape, card, Work(8192, 4096, 10_000), can_compile=False).compiled
-    cpu = Card("CPU", 64 * GIB, 1e10, 0.0, (1e10, 1e10), 1e10, is_cpu=True)
+    cpu = Card("CPU", 64 * GIB, 1e10, 0.0, (1e10, 1e10), (1e10, 1e10), 1e10, is_cpu=True)
     assert not choose(spec, shape, cpu, Work(8192, 4096, 10_000)).compiled
 
 
@@ -243,3 +262,30 @@ def test_pages_are_short_and_add_up():
     listed = [0 if "later" in line else value for line, value in zip(lines[start + 1 : end + 1], found, strict=True)]
     assert sum(listed[:-1]) == pytest.approx(listed[-1], abs=0.05)
     assert len(render_lines(plan)) == 2
+
+
+def test_what_waits_on_the_host_must_fit_there():
+    """Nothing is moved to a host that has no room for it, and the page says so when that was asked for."""
+    work = Work(16384, 4096, 10)
+    card = replace(of_size(25), host=64 * GIB)
+    assert choose(spec_of(model={"compile": False}), load_shape(LLAMA3), card, work).recompute == "offload"
+    full = replace(card, host=0.1 * GIB)
+    assert choose(spec_of(model={"compile": False}), load_shape(LLAMA3), full, work).recompute == "layers"
+    plan = make_plan(spec_of(model={"recompute": "offload"}), load_shape(LLAMA3), full, work)
+    assert not plan.fits
+    assert "GiB of host memory, and 0.10 are free" in render_page(plan, "x")
+
+
+def test_advice_changes_what_is_learned_only_where_nothing_else_helps():
+    shape, work = load_shape(LLAMA3), Work(2048, 2048, 100)
+    spec = spec_of(model={"quant": {"bits": 4}})
+    words, _ = find_change(spec, shape, of_size(8), work)
+    assert not any(word.startswith(("data.", "model.lora")) for word in words)
+    words, memory = find_change(spec, shape, of_size(6), work)
+    assert any(word.startswith("model.lora.r=") for word in words)
+    for word in words:  # each of them is needed
+        fewer = override_spec(spec, [other for other in words if other != word])
+        if word.startswith("model.lora.alpha") or word.startswith("data."):
+            continue
+        assert not fits(weigh_chosen(fewer, shape, of_size(6), work_of(fewer, work)), of_size(6)), word
+    assert fits(memory, of_size(6))

@@ -1,47 +1,16 @@
 """One trajectory: however the rows of a step are spread over batches, ranks and shards, the losses are the same."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from strategy_fakes import losses, run_cases
+from strategy_fakes import DDP, FSDP, SHARDED_ULYSSES, STEPS, TEXTS, ULYSSES, losses, per_step, run_cases, spec
 from tiny import make_tiny_internlm2
 
 from xtuner.checkpoint.state import load_state, load_weights
 from xtuner.config.spec import RunSpec
 from xtuner.engine.train import train
 from xtuner.export.to_hf import pth_to_hf
-
-STEPS = 20
-ROWS_PER_STEP = 4
-TEXTS = [
-    {"conversation": [{"input": f"What is {i}?", "output": f"{i} is a number. " * (i % 4 + 1)}]} for i in range(44)
-]
-FSDP, DDP = {"name": "fsdp"}, {"name": "ddp"}
-ULYSSES = {"name": "ddp", "options": {"sequence_parallel_size": 2}}
-SHARDED_ULYSSES = {"name": "fsdp", "options": {"sequence_parallel_size": 2}}
-
-
-def spec(folder: Path, name: str, *, lora: bool, batch: int, accumulate: int, **parts) -> dict:
-    """A run of STEPS steps of ROWS_PER_STEP rows; what is logged is the loss of a step."""
-    model = {"path": str(folder / "model"), "recompute": parts.pop("recompute", "none")}
-    data = {"train": str(folder / "data.json"), "template": "internlm2_chat", "cache": str(folder / "cache")}
-    return {
-        "model": {**model, **({"lora": {"r": 4}} if lora else {})},
-        "data": {**data, "max_length": 64, "pack": parts.pop("pack", False)},
-        "loop": {
-            "max_iters": STEPS * accumulate,
-            "accumulate": accumulate,
-            "batch_size": batch,
-            "log_every": accumulate,
-        },
-        "optim": {"lr": 1e-2 if lora else 1e-3},
-        "schedule": {"name": "constant", "warmup": 0},
-        "checkpoint": {"every": parts.pop("every", 10) * accumulate, "keep": None},
-        "work_dir": str(folder / name),
-        **parts,
-    }
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +45,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-def per_step(folder: Path, name: str) -> torch.Tensor:
-    found = list(losses(folder / name).values())
-    return torch.tensor(found, dtype=torch.float64)
-
-
 @pytest.mark.parametrize(
     ("name", "reference"),
     [
@@ -96,10 +60,10 @@ def per_step(folder: Path, name: str) -> torch.Tensor:
     ],
 )
 def test_one_trajectory(folder, name, reference):
-    expected = per_step(folder, reference)
+    expected = per_step(folder / reference)
     assert len(expected) == STEPS
     assert expected[0] - expected[-1] > 0.5  # it learns something
-    torch.testing.assert_close(per_step(folder, name), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(per_step(folder / name), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", ["full_fsdp", "lora_ddp"])

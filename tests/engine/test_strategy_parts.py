@@ -1,6 +1,13 @@
 """What strategies are made of, in one process: who gets which rows, where processes are, DeepSpeed's settings."""
 
+import collections
+import fractions
 import json
+import os
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,19 +15,22 @@ import pytest
 import torch
 from engine_fakes import make_batch
 
-from xtuner.cli.launch import first_host, is_first_here, read_layout, take_place
+from xtuner.cli.launch import Layout, first_host, is_first_here, launch, read_layout, take_place
 from xtuner.cli.spread import choose_strategy, read_deepspeed
 from xtuner.config.spec import RunSpec
 from xtuner.dataset.batch import IGNORE
 from xtuner.dataset.sampler import Order
 from xtuner.engine.precision import Precision
+from xtuner.engine.resume import check_same
 from xtuner.engine.strategy.bucket import Buckets
-from xtuner.engine.strategy.deepspeed import check_known
 from xtuner.engine.strategy.parallel import checksum
 from xtuner.engine.strategy.sequence import Ulysses
+from xtuner.engine.strategy.unpickle import only_data
 from xtuner.engine.strategy.world import World
 from xtuner.engine.strategy.zero_config import cost_alone, fill_config
 from xtuner.errors import UserError
+from xtuner.model.attention import PACKED
+from xtuner.model.families.deepseek_moe import DeepseekConfig, DeepseekForCausalLM
 
 FLOAT32 = Precision(torch.float32, torch.float32, "")
 BFLOAT16 = Precision(torch.bfloat16, torch.bfloat16, "")
@@ -156,16 +166,43 @@ def test_names_of_deepspeed_configs(tmp_path):
 class Runs:
     """A pickle of it would call something."""
 
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
     def __reduce__(self):
-        return (print, ("ran",))
+        return self.call
 
 
-def test_a_hostile_zero_folder_is_not_given_to_deepspeed(tmp_path):
-    torch.save({"meta": {}, "x": torch.ones(2)}, tmp_path / "good.pt")
-    check_known(tmp_path / "good.pt")
-    torch.save({"meta": {"x": [Runs()]}}, tmp_path / "bad.pt")
-    with pytest.raises(UserError, match="print"):
-        check_known(tmp_path / "bad.pt")
+HOSTILE = {
+    "print": Runs(print, "ran"),
+    "getattr": Runs(getattr, "text", "upper"),
+    "torch.hub.get_dir": Runs(torch.hub.get_dir),
+    "torch.serialization.load": Runs(torch.load, "other.pt"),
+    "collections.namedtuple": Runs(collections.namedtuple, "a", "b"),
+    "fractions.Fraction": fractions.Fraction(1, 2),
+}
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_foreign_loader_makes_listed_classes_alone(tmp_path, name, as_zip):
+    """A loader such as DeepSpeed's, which asks torch to run what a file says."""
+    file = tmp_path / "states.pt"
+    torch.save({"meta": [HOSTILE[name]], "x": torch.ones(2)}, file, _use_new_zipfile_serialization=as_zip)
+    with pytest.raises(UserError, match=f"asks for (builtins.)?{name} to be called"), only_data(file, ()):
+        torch.load(file, weights_only=False)
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+def test_listed_classes_and_tensors_are_made(tmp_path):
+    file = tmp_path / "states.pt"
+    torch.save({"half": fractions.Fraction(1, 2), "x": torch.ones(2)}, file)
+    with only_data(file, ["fractions.Fraction", "fractions.Gone", "not.installed.Here"]):
+        found = torch.load(file, weights_only=False)
+    assert found["half"] == fractions.Fraction(1, 2)
+    file.write_bytes(b"\xff\xff")
+    with pytest.raises(UserError, match="is damaged"), only_data(file, ()):
+        torch.load(file, weights_only=False)
 
 
 def test_the_checksum_sees_bytes_and_their_places():
@@ -212,3 +249,67 @@ def test_a_row_is_cut_into_equal_parts(segments):
 def test_heads_and_ranks_must_fit():
     with pytest.raises(UserError, match="sequence_parallel_size is 3, and there are 1 processes"):
         Ulysses(World(), 3)
+
+
+class Meeting(World):
+    """One of two ranks, each in a thread."""
+
+    size = 2
+
+    def __init__(self, rank: int, table: list[int], barrier: threading.Barrier) -> None:
+        self.rank, self.table, self.barrier = rank, table, barrier
+
+    def agree(self, number: int) -> int:
+        self.table[self.rank] = number
+        self.barrier.wait(10)
+        found = max(self.table)
+        self.barrier.wait(10)
+        return found
+
+
+def found_by_two(*found) -> list[str]:
+    """What `check_same` says to two ranks that found these checkpoints."""
+    table, barrier = [0, 0], threading.Barrier(2, timeout=10)
+
+    def check(rank: int) -> str:
+        path, meta = found[rank]
+        try:
+            check_same(path, meta, Meeting(rank, table, barrier))
+        except UserError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(check, range(2)))
+
+
+def test_ranks_go_on_from_one_checkpoint():
+    one, other = (Path("work/iter_20.pth"), {"iter": 20, "seed": 1}), (Path("b/iter_40.pth"), {"iter": 40, "seed": 1})
+    elsewhere = (Path("/mnt/work/iter_20.pth"), {"iter": 20, "seed": 1})
+    assert found_by_two(one, elsewhere) == ["", ""]
+    assert found_by_two((None, None), (None, None)) == ["", ""]
+    assert all("at iterations 20 and 40" in said for said in found_by_two(one, other))
+    assert all("at iterations 0 and 20" in said for said in found_by_two((None, None), one))
+    changed = (Path("work/iter_20.pth"), {"iter": 20, "seed": 2})
+    assert all("with different contents" in said for said in found_by_two(one, changed))
+
+
+def test_experts_that_are_balanced_within_sequences_are_not_spread():
+    sizes = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    ulysses = Ulysses(World(), 1)
+    ulysses.size = 2
+    config = DeepseekConfig(**sizes, **heads, n_routed_experts=4, num_experts_per_tok=2)
+    config._attn_implementation = PACKED
+    with pytest.raises(UserError, match="keeps its experts evenly busy"):
+        ulysses.attach(DeepseekForCausalLM(config))
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_a_port_in_use(machines):
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"Port {port} is in use"):
+            launch(Layout(2, machines, 0, "127.0.0.1", port), [])

@@ -249,3 +249,13 @@ def test_split(base: Path, tmp_path: Path) -> None:
         split(base, base)
     with pytest.raises(UserError, match="no folder"):
         split(tmp_path / "nowhere", tmp_path / "other")
+
+
+def test_an_adapter_is_not_put_into_the_folder_of_a_model(base: Path, tmp_path: Path) -> None:
+    """From then on every loader would put it on top of that model."""
+    spec = spec_of(base, lora=LORA)
+    trained(spec, tmp_path / "iter_4.pth")
+    before = sorted(path.name for path in base.iterdir())
+    with pytest.raises(UserError, match="holds a model, and loaders would put this adapter on top"):
+        pth_to_hf(spec, tmp_path / "iter_4.pth", base)
+    assert sorted(path.name for path in base.iterdir()) == before

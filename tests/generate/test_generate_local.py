@@ -219,6 +219,8 @@ def test_the_oldest_turns_go_when_the_context_is_full(tmp_path: Path) -> None:
     [
         ({"top_p": 0.0}, "top-p"),
         ({"top_p": 1.2}, "top-p"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"repetition_penalty": float("inf")}, "repetition penalty"),
         ({"top_k": -1}, "top-k"),
         ({"repetition_penalty": 0.0}, "repetition"),
         ({"max_new_tokens": 0}, "new tokens"),

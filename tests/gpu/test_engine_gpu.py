@@ -56,7 +56,7 @@ def test_the_host_never_waits_inside_a_step(tmp_path):
     assert run.metrics.scalars()["loss"] > 0
 
 
-@pytest.mark.parametrize("name", ["adamw", "paged_adamw", "paged_adamw_8bit", "adamw_8bit", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "adamw_bf16", "paged_adamw", "paged_adamw_8bit", "adamw_8bit", "sgd"])
 @pytest.mark.parametrize("kind", list(FORMATS))
 def test_save_stop_resume(tmp_path, kind, name):
     parts = {

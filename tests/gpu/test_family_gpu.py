@@ -29,7 +29,8 @@ def run(model, rows, implementation):
     model.set_attn_implementation(implementation)
     lengths = [row.shape[1] for row in rows]
     positions = torch.cat([torch.arange(length) for length in lengths])[None].cuda()
-    borders = packing_arguments(Packing.from_lengths(lengths).to("cuda")) if implementation == "xtuner_packed" else {}
+    packing = Packing.from_lengths(lengths).to("cuda")
+    borders = packing_arguments(packing, model) if implementation == "xtuner_packed" else {}
     logits = model(torch.cat(rows, dim=1), position_ids=positions, use_cache=False, **borders).logits.float()
     model.zero_grad()
     logits.square().mean().backward()

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from xtuner.config.spec import LoraSpec, ModelSpec, QuantSpec
 from xtuner.dataset.batch import Batch
+from xtuner.model import recompute
 from xtuner.model.load import load_model
 from xtuner.objective.sft import SFT
 from xtuner.ops.attention import packed_attention
@@ -115,14 +116,18 @@ FORMS = {
     "compiled": {"compile": True},
     "layers": {"recompute": "layers"},
     "one layer": {"recompute": 1},
+    "mlp": {"recompute": "mlp"},
     "offload": {"recompute": "offload"},
+    "offload of layers": {"recompute": "offload_layers"},
     "compiled layers": {"compile": True, "recompute": "layers"},
+    "compiled mlp": {"compile": True, "recompute": "mlp"},
     "compiled offload": {"compile": True, "recompute": "offload"},
 }
 
 
 @pytest.mark.parametrize("quant", [None, QuantSpec(bits=4)], ids=["bf16", "nf4"])
-def test_fifty_iterations_are_the_same_however_they_run(tmp_path, quant):
+def test_fifty_iterations_are_the_same_however_they_run(tmp_path, quant, monkeypatch):
+    monkeypatch.setattr(recompute, "LEAST_BYTES", 1)  # this model's activations are small ones
     folder = tiny.make_tiny_llama(tmp_path)
     plain = trajectory(folder, quant=quant)
     assert plain[-5:].mean() < plain[:5].mean() - 0.05
@@ -130,6 +135,26 @@ def test_fifty_iterations_are_the_same_however_they_run(tmp_path, quant):
         found = trajectory(folder, quant=quant, **form)
         exact = not form.get("compile")
         assert (found - plain).abs().max() < (1e-6 if exact else 0.05), (name, (found - plain).abs().max())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_goes_to_the_host_is_not_on_the_card(tmp_path, compiled):
+    folder = tiny.make_tiny_llama(tmp_path, layers=8, hidden=512)
+    peaks = []
+    for way in ("mlp", "offload"):
+        spec = ModelSpec(path=str(folder), lora=LoraSpec(r=8), recompute=way, compile=compiled)
+        model = load_model(spec, device="cuda", dtype=torch.bfloat16, train=True)
+        ids = torch.full((1, 16384), 5, device="cuda")
+        batch = Batch(ids, ids, torch.arange(16384)[None].cuda(), Packing.from_lengths([16384]).to("cuda"))
+        for _ in range(2):
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
+            with torch.autocast("cuda", torch.bfloat16):
+                SFT()(model, batch).total.backward()
+            peaks.append(torch.cuda.max_memory_allocated() - held)
+            model.zero_grad()
+    activation = 16384 * 512 * 2
+    assert peaks[3] < peaks[1] - 8 * 2 * activation, peaks
 
 
 def test_fifty_iterations_in_fp8_stay_near(tmp_path):

@@ -147,11 +147,14 @@ def test_what_people_write(edits: list[tuple[str, str]], key: str, value: object
     [
         ([("lr = 2e-4", "lr = -1")], r"my\.py:\d+: optim\.lr is -1"),
         (
-            [("optim_type = AdamW", "optim_type = AdamW\ndef f(x):\n    return x")],
-            r"my\.py:\d+: f is defined inside the",
+            [("optim_type = AdamW", "def f(x):\n    return x\noptim_type = f(AdamW)")],
+            r"my\.py:\d+: f\(\.\.\.\) cannot be called in a config\. Functions of a config are not run",
         ),
-        ([("dataset_map_fn=alpaca_map_fn", "dataset_map_fn=lambda x: x")], r"my\.py:\d+: A lambda cannot be written"),
-        (data("'a'", "import sys\nsys.path.insert(0, '.')"), r"sys\.path\.insert\(\.\.\.\) cannot be called"),
+        (
+            [("dataset_map_fn=alpaca_map_fn", "dataset_map_fn=lambda x: x")],
+            r"my\.py:\d+: A lambda can only stand alone",
+        ),
+        (data("'a'", "raise ValueError(f'no {1 + 1}')"), r"my\.py:\d+: this config stops here: no 2"),
         (
             data("'a'", "import os\nos.environ['HF_ENDPOINT'] = 'x'"),
             r"HF_ENDPOINT is set inside .* HF_ENDPOINT=x xtuner",
@@ -162,16 +165,7 @@ def test_what_people_write(edits: list[tuple[str, str]], key: str, value: object
         (data("'a'", "while True:\n    pass"), r"my\.py:\d+: The statement while is not part"),
         (data("'a' * 10 ** 9"), r"my\.py:\d+: This text or list is too large"),
         ([("dataset_map_fn=alpaca_map_fn", "dataset_map_fn=openai_map_fn")], r"my\.py:\d+: openai_map_fn has no value"),
-        (
-            [(LOOP, "train_cfg = dict(type=TrainLoop, max_epochs=1)")],
-            "the schedule ends after 3 epochs, the run after 1",
-        ),
-        ([(FALL, "by_epoch=False, begin=100, end=500")], "one schedule counts epochs, another iterations"),
-        (
-            [(WARM, "by_epoch=False, begin=0, end=100"), (FALL, "by_epoch=False, begin=100, end=500")],
-            "the schedule ends after 500 iterations, and train_cfg counts epochs",
-        ),
-        ([("convert_to_iter_based=True", "convert_to_iter_based=False")], "moves every iteration, not every epoch"),
+        ([("start_factor=1e-5", "start_factor=0")], "start_factor must be above 0"),
         (
             [("PROMPT_TEMPLATE.internlm2_chat", "dict(INSTRUCTON='{input}')")],
             "no slot INSTRUCTON. Did you mean INSTRUCT",

@@ -5,15 +5,8 @@ import json
 import pytest
 import torch
 from family_golden import (
-    IMPLEMENTATIONS,
     check_cache,
-    check_gradients,
-    check_greedy,
-    check_learning,
-    check_logits,
-    check_merge,
     check_packing,
-    check_saving,
     load,
     open_golden,
 )
@@ -30,21 +23,6 @@ def make(**changes):
     scales = {"scale_emb": 12, "dim_model_base": 16, "scale_depth": 1.4, "initializer_range": 0.3}
     config = {**sizes, **scales, "num_attention_heads": 4, "num_key_value_heads": 2, **changes}
     return MiniCPMForCausalLM(MiniCPMConfig(**config, attn_implementation="xtuner_packed")).eval()
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_golden_values(implementation):
-    model, golden = open_golden(NAME, implementation)
-    assert type(model) is MiniCPMForCausalLM
-    check_logits(model, golden)
-    check_greedy(model, golden)
-    check_cache(model, 300)
-    check_gradients(NAME, model, golden, recompute=implementation == "xtuner_packed")
-
-
-def test_saved_folder_has_the_original_layout(tmp_path):
-    model, _ = open_golden(NAME)
-    check_saving(NAME, model, tmp_path)
 
 
 @pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 2.0}, {"type": "dynamic", "factor": 3.0}])
@@ -95,15 +73,6 @@ def test_in_few_bits_the_head_stays_and_is_scaled(bits):
     with torch.no_grad():
         found, logits = (one(golden["seq33.input_ids"]).logits for one in (model, expected))
     assert (found - logits).norm() < 0.35 * logits.norm()
-
-
-def test_learning():
-    """The rows of the fixture's head are so short that no hidden states bring the loss below 0.5 (tied, so frozen)."""
-    check_learning(NAME, floor=0.5, steps=45)
-
-
-def test_a_merged_adapter_says_the_same():
-    check_merge(NAME)
 
 
 def test_relatives_are_refused():

@@ -6,21 +6,12 @@ import pytest
 import torch
 from family_golden import (
     GOLDEN,
-    IMPLEMENTATIONS,
     check_cache,
-    check_gradients,
-    check_greedy,
-    check_learning,
-    check_logits,
-    check_merge,
     check_packing,
-    check_saving,
-    load,
     make_batch,
     open_golden,
 )
 
-from xtuner.config.spec import LoraSpec
 from xtuner.model.families.qwen import QWenConfig, QWenLMHeadModel
 from xtuner.model.load import load_tokenizer
 from xtuner.objective.sft import SFT
@@ -62,17 +53,6 @@ def reference_attention(model, hidden, *, first=0, length=None, training=False):
     seen = torch.ones(total, total).tril().bool() & (torch.arange(total) >= first)
     weights = scores.masked_fill(~seen, -1e30).softmax(-1)
     return layer.c_proj(torch.einsum("hqk,khd->qhd", weights, value).flatten(1))[None]
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_golden_values(implementation):
-    model, golden = open_golden(NAME, implementation)
-    assert type(model) is QWenLMHeadModel
-    check_logits(model, golden)
-    check_greedy(model, golden)
-    check_packing(model, 600)
-    check_cache(model, 600)
-    check_gradients(NAME, model, golden, recompute=implementation == "xtuner_packed")
 
 
 SCALINGS = [(True, True), (True, False), (False, True), (False, False)]
@@ -144,34 +124,13 @@ def test_forms(changes, tmp_path):
     names = set(model.state_dict())
     assert ("transformer.h.0.mlp.w1.bias" in names) == ("no_bias" in changes)
     assert "transformer.h.0.attn.c_attn.bias" in names
+    assert ("transformer.h.0.attn.c_proj.bias" in names) == ("no_bias" in changes)
     ids = torch.arange(3, 20)[None]
     model.save_pretrained(tmp_path)
     again = QWenLMHeadModel.from_pretrained(tmp_path, attn_implementation="eager")
     with torch.no_grad():
         torch.testing.assert_close(again(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
     check_packing(model, 40, (4, 20, 9))
-
-
-def test_saved_folder_has_the_original_layout(tmp_path):
-    model, _ = open_golden(NAME)
-    check_saving(NAME, model, tmp_path)
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_in_few_bits_the_head_stays(bits):
-    model = load(NAME, quant=bits, lora=LoraSpec())
-    assert type(model.get_base_model().lm_head) is torch.nn.Linear
-    adapted = {name.split(".")[-4] for name, _ in model.named_parameters() if "lora_A" in name}
-    assert adapted == {"c_attn", "c_proj", "w1", "w2"}  # as 0.1.x
-    assert SFT()(model, make_batch([torch.arange(3, 20)])).total.isfinite()
-
-
-def test_learning():
-    check_learning(NAME)
-
-
-def test_a_merged_adapter_says_the_same():
-    check_merge(NAME)
 
 
 def test_chat_as_the_original_program_offered_it():

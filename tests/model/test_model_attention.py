@@ -37,7 +37,7 @@ def packed_and_alone(model, lengths):
     torch.manual_seed(1)
     rows = [torch.randint(3, 90, (1, length)) for length in lengths]
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    borders = packing_arguments(Packing.from_lengths(lengths))
+    borders = packing_arguments(Packing.from_lengths(lengths), model)
     with torch.no_grad():
         alone = torch.cat([model(row).logits for row in rows], dim=1)
         packed = model(torch.cat(rows, dim=1), position_ids=positions, use_cache=False, **borders).logits

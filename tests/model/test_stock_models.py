@@ -96,7 +96,7 @@ def test_packed_segments_are_as_if_alone(name: str) -> None:
     model = make_model(name, attention)
     assert model.config._attn_implementation == LIBRARY.get(name, PACKED)
     with torch.no_grad():
-        arguments = {"position_ids": batch.positions, "use_cache": False, **packing_arguments(batch.packing)}
+        arguments = {"position_ids": batch.positions, "use_cache": False, **packing_arguments(batch.packing, model)}
         found = model(batch.input_ids, **arguments).logits
         leaking = model(batch.input_ids, use_cache=False).logits
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)

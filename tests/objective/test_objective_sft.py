@@ -1,5 +1,7 @@
 """Supervised fine-tuning: the right sum, however the samples are spread over rows and batches."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -9,6 +11,7 @@ from xtuner.config.spec import LoraSpec, ModelSpec, QuantSpec
 from xtuner.dataset.batch import IGNORE, Batch
 from xtuner.model.load import load_model
 from xtuner.objective.sft import SFT
+from xtuner.ops.linear_cross_entropy import find_learned
 from xtuner.ops.packing import Packing
 
 LENGTHS = [9, 1, 14, 5, 30]
@@ -82,11 +85,22 @@ def test_the_sum_is_cross_entropy_of_the_models_own_logits(folder):
 def test_recompute_changes_nothing(folder):
     parts = samples()
     results = []
-    for recompute in (True, False):
+    for recompute in ("none", "layers", "mlp", "offload", "offload_layers", 1):
         torch.manual_seed(0)
         spec = ModelSpec(path=folder, lora=LoraSpec(r=4, dropout=0.2), recompute=recompute)
         model = load_model(spec, device="cpu", dtype=torch.float32, train=True)
         torch.manual_seed(1)
         results.append(gradients(model, [pack(parts)]))
-    assert results[0][0] == results[1][0]
-    assert all(torch.equal(grad, results[1][1][name]) for name, grad in results[0][1].items())
+    for loss, grads in results[1:]:
+        assert results[0][0] == loss
+        assert all(torch.equal(grad, grads[name]) for name, grad in results[0][1].items())
+
+
+def test_places_of_labels_that_were_found_before_are_taken(folder):
+    """A card would have to be waited for to find them there."""
+    model = load_model(ModelSpec(path=folder), device="cpu", dtype=torch.float32, train=True)
+    batch = pack(samples())
+    places = find_learned(batch.labels[0])
+    loss = SFT()(model, batch).total
+    assert torch.equal(SFT()(model, replace(batch, learned=places).to("cpu")).total, loss)
+    assert SFT()(model, replace(batch, learned=places[:-5])).total < loss

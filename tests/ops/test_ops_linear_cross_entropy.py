@@ -7,6 +7,7 @@ from torch import nn
 from xtuner.ops.linear_cross_entropy import (
     IGNORE,
     chunk_rows,
+    find_learned,
     linear_cross_entropy,
     reference_linear_cross_entropy,
 )
@@ -33,6 +34,18 @@ def test_equals_the_reference(chunk, trained):
     grads = torch.autograd.grad(loss * 0.37, wanted)
     for grad, other in zip(grads, torch.autograd.grad(expected * 0.37, wanted), strict=True):
         torch.testing.assert_close(grad, other)
+
+
+def test_known_places_of_the_labels_are_used():
+    hidden, head, labels = make()
+    whole = linear_cross_entropy(hidden, head, labels, 4)
+    places = find_learned(labels)
+    assert labels[places].tolist() == [label for label in labels.tolist() if label != IGNORE]
+    torch.testing.assert_close(linear_cross_entropy(hidden, head, labels, 4, learned=places), whole)
+    half = linear_cross_entropy(hidden, head, labels, 4, learned=places[::2])
+    other = linear_cross_entropy(hidden, head, labels, 4, learned=places[1::2])
+    assert 0 < half < whole
+    torch.testing.assert_close(half + other, whole)
 
 
 def test_frozen_hidden_states():

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -30,7 +30,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             os.replace(aside, path)
             sync_folder(path.parent)
     except BaseException:
-        if path.parent.is_dir():
+        with suppress(OSError):  # on a read-only disk this fails too, and must not hide why
             aside.unlink(missing_ok=True)
         raise
 

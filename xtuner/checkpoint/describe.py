@@ -216,11 +216,12 @@ def special(kind: str, config: Config, weights: Weights) -> Iterator[str]:
 
 def _norms_head(config: Config) -> bool:
     """Tell Baichuan 2 by its config, as its family does."""
-    said = config.get("norm_head")
-    names = config.get("architectures") or []
-    second = config.get("vocab_size") == 125696 or bool(first_of(config, "tokenizer_class", "z_loss_weight"))
+    if (said := config.get("norm_head")) is not None:
+        return bool(said)
     rotates = config.get("max_position_embeddings") is not None
-    return bool(said) if said is not None else second or (rotates and "BaichuanForCausalLM" in names)
+    signs = first_of(config, "tokenizer_class", "z_loss_weight") is not None
+    signs = signs or (rotates and "BaichuanForCausalLM" in (config.get("architectures") or []))
+    return {64000: False, 125696: True}.get(config.get("vocab_size", 64000), signs)
 
 
 def _code(kind: str) -> str:

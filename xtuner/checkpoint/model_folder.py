@@ -21,16 +21,25 @@ def check_folder(path: str, files: tuple[str, ...]) -> None:
     Raises:
         UserError: says which of the two is missing.
     """
+    if not path.strip():
+        raise UserError("The name of the model is empty.", "Give the folder of a model, or a hub id.")
     folder = Path(path)
+    if folder.suffix == ".pth" and folder.exists():
+        raise UserError(
+            f"{path} is a checkpoint of a training, not a model.",
+            f"Give the folder of its run, {folder.parent}, or type: xtuner convert pth_to_hf CONFIG {path} ./hf",
+        )
     if folder.is_file():
         raise UserError(f"{path} is a file; a model is a folder.", "Give the folder that holds config.json.")
     if folder.is_dir():
         if any((folder / name).is_file() for name in files):
             check_fetched(folder)
             return
-        if (folder / "adapter_config.json").is_file():
+        if is_adapter(folder):
+            base = read_adapter_config(folder).get("base_model_name_or_path")
             raise UserError(
-                f"{path} is an adapter, not a model.", "Give the base model as the model, and this folder as adapter."
+                f"{path} is an adapter, not a model.",
+                f"Give the base model{f' ({base})' if base else ''} as the model, and this folder as adapter.",
             )
         if is_run_folder(folder):
             raise UserError(
@@ -72,8 +81,12 @@ def read_adapter_config(folder: Path | str) -> dict[str, Any]:
     """
     file = Path(folder) / ADAPTER_CONFIG
     if not file.is_file():
+        below = Path(folder) / "adapter"
+        if is_adapter(below):  # a run keeps it there
+            raise UserError(f"There is no adapter in {folder} itself, it is one folder down.", f"Give {below}")
+        missing = f"{ADAPTER_CONFIG} is missing" if Path(folder).is_dir() else "there is no such folder"
         raise UserError(
-            f"There is no adapter in {folder} ({ADAPTER_CONFIG} is missing).",
+            f"There is no adapter in {folder} ({missing}).",
             "Give the folder that `xtuner convert pth_to_hf` wrote, or <run folder>/adapter.",
         )
     try:

@@ -31,6 +31,8 @@ class RunRecord:
     data: dict[str, Any] = field(default_factory=dict)
     """`fingerprint` and `report` of the prepared data."""
     versions: dict[str, str] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+    """What was measured before training: `fp8`, what rounding the weights costs on the first batch."""
     config: str | None = None
     """File name of the config copy."""
     adapter: str | None = None

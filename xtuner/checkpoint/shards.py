@@ -134,7 +134,7 @@ class ShardReader:
 
     def get(self, name: str) -> Tensor:
         """Return one tensor, in memory of its own."""
-        file = self._enter(self._file_of[name])
+        file = self._find(name)
         tensor = file.get(name)
         if file.bytes_read > MAPPED_BYTES and file.mapped:
             self._open = None
@@ -142,7 +142,16 @@ class ShardReader:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, without reading it."""
-        return self._enter(self._file_of[name]).shape(name)
+        return self._find(name).shape(name)
+
+    def _find(self, name: str) -> "_WeightFile":
+        file = self._enter(self._file_of[name])
+        if name not in file:
+            raise UserError(
+                f"The index in {self.folder} says that {name} is in {file.path.name}, and it is not.",
+                "Copy or download the model again.",
+            )
+        return file
 
     def _enter(self, file: Path) -> "_WeightFile":
         if self._open is None or self._open.path != file:
@@ -164,6 +173,9 @@ class _WeightFile(ABC):
     def names(self) -> list[str]: ...
 
     @abstractmethod
+    def __contains__(self, name: str) -> bool: ...
+
+    @abstractmethod
     def _view(self, name: str) -> Tensor: ...
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -181,9 +193,13 @@ class _SafeFile(_WeightFile):
         super().__init__(path)
         with reading(path):
             self._file: Any = safe_open(path, framework="pt", device="cpu")
+            self._names = frozenset(self._file.keys())
 
     def names(self) -> list[str]:
-        return list(self._file.keys())
+        return sorted(self._names)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._file.get_slice(name).get_shape())
@@ -200,6 +216,9 @@ class _BinFile(_WeightFile):
 
     def names(self) -> list[str]:
         return list(self._tensors)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
 
     def _view(self, name: str) -> Tensor:
         return self._tensors[name]

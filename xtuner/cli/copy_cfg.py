@@ -1,11 +1,12 @@
 """Copies a built-in config into a folder, to edit it there."""
 
 import argparse
+import os
+import shutil
 from pathlib import Path
 
 from xtuner.catalog.names import check_name
 from xtuner.catalog.render import render_file
-from xtuner.errors import UserError
 from xtuner.log import LOGGER
 
 
@@ -18,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write `NAME_copy.py` (or `.yaml`; `.json` for DeepSpeed); a file there that was edited is kept as `.bak`."""
+    from xtuner.checkpoint.atomic import whole_file  # safetensors, which `--help` can do without
+    from xtuner.checkpoint.folder import writing
+
     name = check_name(args.config_name)
     if args.yaml:
         from xtuner.cli.load import render_yaml  # pydantic, which the Python form can do without
@@ -27,21 +31,24 @@ def run(args: argparse.Namespace) -> int:
         text, suffix = render_file(name)
     folder = Path(args.save_dir)
     target = folder / f"{name}_copy{suffix}"
-    try:
+    with writing(target):
         folder.mkdir(parents=True, exist_ok=True)
-        if target.exists() and target.read_text(encoding="utf-8") != text:
-            kept = keep(target)
-            LOGGER.info("%s was edited; the old one is now %s", target, kept.name)
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror}.", "Choose another folder.") from error
+        edited = target.exists() and target.read_bytes() != text.encode()
+    with whole_file(target) as file:
+        file.write(text.encode())
+        if edited:
+            LOGGER.info("%s was edited; the old one is now %s", target, keep(target).name)
     print(f"Copy to {target}")
     return 0
 
 
 def keep(target: Path) -> Path:
-    """Rename a file to the first free name of `.bak`, `.bak1`, ...; returns it."""
+    """Give a file a second name, the first free one of `.bak`, `.bak1`, ..., which stays when the file is replaced."""
     number = 0
     while (kept := target.with_name(f"{target.name}.bak{number or ''}")).exists():
         number += 1
-    return target.rename(kept)
+    try:
+        os.link(target, kept)
+    except OSError:  # a file system without second names
+        shutil.copy2(target, kept)
+    return kept

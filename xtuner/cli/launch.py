@@ -149,8 +149,10 @@ def launch(layout: Layout, words: Sequence[str]) -> int:
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # our processes say themselves what failed
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // layout.processes, 1)))
     alone = layout.machines == 1
-    if alone and layout.port:
-        _need_free(layout.port)
+    if layout.port and layout.machine == 0:
+        _need_free(layout.port, alone=alone)
+    if not alone:
+        print(f"Meeting {layout.machines} machines at {layout.address}:{layout.port} ...", flush=True)
     place = f"localhost:{layout.port or 0}" if alone else f"{layout.address}:{layout.port}"
     config = LaunchConfig(
         min_nodes=layout.machines,
@@ -184,12 +186,16 @@ def launch(layout: Layout, words: Sequence[str]) -> int:
     return 0
 
 
-def _need_free(port: int) -> None:
+def _need_free(port: int, *, alone: bool) -> None:
+    """Raises UserError (exit code 2) when another program listens there."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
         except OSError as error:
-            raise UserError(
-                f"Port {port} is in use.", "Leave PORT out, and a free one is taken.", exit_code=2
-            ) from error
+            fix = (
+                "Leave PORT out, and a free one is taken."
+                if alone
+                else "Choose another PORT, the same on all machines."
+            )
+            raise UserError(f"Port {port} is in use.", fix, exit_code=2) from error

@@ -96,7 +96,7 @@ def warn_of_idle(config: Config, text: str, spec: RunSpec, cfg_options: Sequence
     for word in cfg_options:
         others = dict(parse_override(other) for other in cfg_options if other != word)
         try:
-            without = to_run_spec(read_text(text, config.file, config.kind, others))
+            without = to_run_spec(read_text(text, config.file, config.kind, others), tell=lambda sentence: None)
         except UserError:
             continue  # without it the config would not even be whole
         if without == spec:

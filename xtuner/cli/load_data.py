@@ -80,6 +80,7 @@ def load_data(words: Sequence[str], *, model: str | None = None, template: str |
 def holds_pairs(spec: "RunSpec", *, is_config: bool) -> bool:
     """Whether the rows are preferences: a config says what learns from them, data files show it."""
     from xtuner.dataset import PAIR_FORMATS
+    from xtuner.dataset.formats.recognise import fold_columns
     from xtuner.dataset.source import open_source
 
     if is_config:
@@ -88,7 +89,9 @@ def holds_pairs(spec: "RunSpec", *, is_config: bool) -> bool:
     if source.format is not None:
         return source.format in PAIR_FORMATS
     first = next(iter(open_source(source).rows()), {})
-    return {"chosen", "rejected"} <= {source.rename.get(name, name) for name in first}
+    names = {source.rename.get(name, name): None for name in first}
+    folded = fold_columns([names])
+    return {"chosen", "rejected"} <= {folded.get(name, name) for name in names}
 
 
 def is_config(word: str) -> bool:

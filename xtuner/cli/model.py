@@ -98,7 +98,7 @@ def _trained(spec: dict[str, object]) -> str:
 def _template(folder: Path) -> str:
     """Say which chat template training and chat would take."""
     from xtuner.checkpoint.describe import read_json_file
-    from xtuner.conversation.detect import detect_template
+    from xtuner.conversation.detect import detect_template, usual_template
 
     found = detect_template(folder)
     if found:
@@ -106,7 +106,9 @@ def _template(folder: Path) -> str:
     settings = read_json_file(folder / "tokenizer_config.json")
     if settings.get("chat_template") or (folder / "chat_template.jinja").is_file():
         return "the tokenizer's own chat template"
-    return "none known: a base model, or name one (--template, --prompt-template)"
+    usual = usual_template(folder)
+    advice = f"; chat models of this kind speak {usual}" if usual else ""
+    return f"none known: a base model, or name one (--template, --prompt-template){advice}"
 
 
 def _foreign_code(folder: Path) -> str:

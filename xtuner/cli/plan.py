@@ -8,6 +8,7 @@ from xtuner.errors import UserError
 
 if TYPE_CHECKING:
     from xtuner.cli.load import LoadedRun
+    from xtuner.config.spec import RunSpec
     from xtuner.engine.plan.card import Card
 
 
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     loaded = load(args)
     spec = loaded.spec
     card = choose_card(args.gpu)
+    check_card(spec, card)
     plan = make_plan(spec, load_shape(spec.model.path), card, estimate_work(spec))
     print(render_page(plan, loaded.name), flush=True)
     if args.probe:
@@ -71,6 +73,20 @@ def load(args: argparse.Namespace) -> "LoadedRun":
         raise UserError("Nothing to plan.", "Type: xtuner plan CONFIG, or: xtuner plan --model FOLDER --data FILE", 2)
     check_one(configs, args)
     return load_run(configs[0], overrides=settings, cfg_options=args.cfg_options)
+
+
+def check_card(spec: "RunSpec", card: "Card") -> None:
+    """Refuse what a card cannot do at all.
+
+    Raises:
+        UserError: FP8 on a card without it.
+    """
+    quant = spec.model.quant
+    if quant is not None and quant.type == "fp8" and not card.fp8 and not card.is_cpu:
+        raise UserError(
+            f"{card.rates_of or card.name} cannot multiply FP8 with a scale for each row; Hopper (H100) and later can.",
+            "Use model.quant.bits=4, or leave model.quant out.",
+        )
 
 
 def choose_card(gpu: str | None) -> "Card":

@@ -58,6 +58,7 @@ def run_here(args: argparse.Namespace) -> int:
     from xtuner.cli.paths import check_run
     from xtuner.cli.spread import choose_strategy
     from xtuner.config.later import check_runnable
+    from xtuner.config.spec_override import override_spec
 
     configs, settings = sort_words(args)
     settings += ["loop.skip_spikes=true"] * args.skip_spikes
@@ -76,9 +77,10 @@ def run_here(args: argparse.Namespace) -> int:
     changes = {
         "work_dir": args.work_dir,
         "resume": args.resume,
-        "seed": args.seed,
     }
     spec = loaded.spec.model_copy(update={key: value for key, value in changes.items() if value is not None})
+    if args.seed is not None:
+        spec = override_spec(spec, [f"seed={args.seed}"])
     spec = choose_strategy(spec, args)
     check_runnable(spec)
     check_run(spec)

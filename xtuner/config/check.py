@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from xtuner.config.part import IDLE
+from xtuner.config.part import CLASH, IDLE
 from xtuner.config.schema import annotation_at, settings_of
 from xtuner.config.spec import RunSpec
 from xtuner.config.table import Table
@@ -31,6 +31,8 @@ def _explain(mistakes: Sequence[ErrorDetails], table: Mapping[str, Any]) -> User
     # of the branches of a union, the one that got furthest is the one that was meant
     mistake = max(mistakes, key=lambda one: len(_path(one["loc"], table)))
     path = _path(mistake["loc"], table)
+    if mistake["type"] == CLASH:
+        return UserError(f"{mistake['ctx']['what']}.", mistake["ctx"]["fix"])
     if mistake["type"] == IDLE:
         path.append(mistake["ctx"]["name"])
     key = ".".join(str(part) for part in path)

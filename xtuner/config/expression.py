@@ -12,6 +12,8 @@ from typing import Any
 
 from xtuner.config.function import (
     BUILTINS,
+    CONSTANTS,
+    DICTS,
     FUNCTIONS,
     LARGEST,
     METHODS,
@@ -145,9 +147,7 @@ class Expressions:
                 return table
             case ast.Lambda():
                 raise self.error(
-                    node,
-                    "A lambda cannot be written in a config.",
-                    "Put a function into a file beside the config and name it: 'my_file.py:my_function'.",
+                    node, "A lambda can only stand alone.", "Give it a name above: my_function = lambda row: ..."
                 )
         raise self.error(node, f"{ast.unparse(node)[:60]} is not part of the config language.", SUPPORTED)
 
@@ -161,7 +161,8 @@ class Expressions:
     def _attribute(self, node: ast.Attribute) -> Any:
         owner = self.value(node.value)
         if isinstance(owner, Ref):
-            return Ref(f"{owner.path}.{node.attr}")
+            path = f"{owner.path}.{node.attr}"
+            return CONSTANTS[path] if path in CONSTANTS else Ref(path)
         if isinstance(owner, dict):
             return owner[node.attr]
         if isinstance(owner, PurePath) and node.attr in PATH_PARTS:
@@ -202,6 +203,8 @@ class Expressions:
     def _call(self, node: ast.Call) -> Any:
         if isinstance(node.func, ast.Name) and node.func.id == "dict" and "dict" not in self.names:
             return self._dict_call(node)
+        if self._path(node.func) in DICTS:
+            return self._dict_call(node)
         function = self._function(node)
         given = self._elements(node.args)
         named: dict[str, Any] = {}
@@ -211,6 +214,14 @@ class Expressions:
         check_size(function, given, named)
         result = function(*given, **named)
         return list(result) if isinstance(result, Iterator) else result
+
+    def _path(self, node: ast.expr) -> str:
+        """Return the dotted name of something imported, without noting that it was used; else nothing."""
+        if isinstance(node, ast.Attribute):
+            owner = self._path(node.value)
+            return f"{owner}.{node.attr}" if owner else ""
+        value = self.names.get(node.id) if isinstance(node, ast.Name) else None
+        return value.path if isinstance(value, Ref) else ""
 
     def _dict_call(self, node: ast.Call) -> Table:
         table = Table(file=self.file, line=node.lineno)
@@ -246,8 +257,8 @@ class Expressions:
             return FUNCTIONS[path]
         name = ast.unparse(node.func)
         fix = f"Write dict(type={name}, ...) instead."
-        if path.startswith("sys.path."):
-            fix = "Remove it; functions of your own are named by their file: 'folder/file.py:function'."
+        if ":" in path:
+            fix = "Functions of a config are not run while it is read: write the value that it gives."
         raise self.error(node, f"{name}(...) cannot be called in a config.", fix)
 
     def binary(self, kind: ast.operator, left: Any, right: Any, node: ast.AST) -> Any:

@@ -6,9 +6,13 @@ import math
 import os
 import re
 import string
+import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path, PurePath
 from typing import Any
+
+from xtuner.config.ref import Ref
 
 LARGEST = 10_000_000
 """Items of a list or letters of a text that a config can need at most."""
@@ -22,10 +26,15 @@ def bounded_range(*bounds: int) -> range:
     return numbers
 
 
+def has_attribute(thing: Any, name: str) -> bool:
+    """`hasattr` without looking: what is imported is taken to have everything."""
+    return isinstance(thing, Ref) or (isinstance(thing, dict) and name in thing)
+
+
 BUILTINS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (list, tuple, set, int, float, str, bool, len, min, max, round, abs, sum, sorted, any, all)
-} | {"range": bounded_range, "enumerate": enumerate, "zip": zip, "reversed": reversed}
+} | {"range": bounded_range, "enumerate": enumerate, "zip": zip, "reversed": reversed, "hasattr": has_attribute}
 
 # imported functions that have an answer without importing anything
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -38,12 +47,23 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "os.path.isfile": os.path.isfile,
     "os.path.isdir": os.path.isdir,
     "os.path.splitext": os.path.splitext,
+    "os.path.normpath": os.path.normpath,
+    "os.path.realpath": os.path.realpath,
+    "os.path.relpath": os.path.relpath,
+    "os.path.expandvars": os.path.expandvars,
+    "os.path.isabs": os.path.isabs,
+    "os.path.split": os.path.split,
+    "os.path.commonpath": os.path.commonpath,
     "os.listdir": os.listdir,
     "os.getcwd": os.getcwd,
     "glob.glob": glob.glob,
     "pathlib.Path": Path,
+    "pathlib.Path.cwd": Path.cwd,
+    "pathlib.Path.home": Path.home,
     "os.getenv": os.getenv,
     "os.environ.get": os.environ.get,
+    "time.strftime": time.strftime,
+    "datetime.datetime.now": datetime.now,
     "math.ceil": math.ceil,
     "math.floor": math.floor,
     "math.sqrt": math.sqrt,
@@ -51,7 +71,17 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "copy.deepcopy": copy.deepcopy,
 }
 
+# imported names that stand for a value
+CONSTANTS: dict[str, Any] = {"math.pi": math.pi, "math.inf": math.inf, "math.e": math.e, "os.sep": os.sep}
+
+# classes of other libraries that are dicts
+DICTS = (
+    *("mmengine.ConfigDict", "mmengine.config.ConfigDict", "mmengine.config.config.ConfigDict", "addict.Dict"),
+    *("collections.OrderedDict", "easydict.EasyDict"),
+)
+
 METHODS: dict[type, tuple[str, ...]] = {
+    datetime: ("isoformat", "strftime"),
     str: (
         *("capitalize", "endswith", "format", "join", "lower", "lstrip", "removeprefix", "removesuffix", "replace"),
         *("rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "title", "upper"),

@@ -46,15 +46,20 @@ class QuantSpec(Part):
     """Number format of the products; auto: that of the run."""
     int8_threshold: float = 6.0
     """Columns with larger inputs than this are computed unquantised (8 bits only)."""
+    head: bool = False
+    """Store the output head in 4 bits too, where it is not trained and not the embedding (4 bits only)."""
+    max_loss_change: float | None = Field(default=0.05, ge=0)
+    """fp8: how much the loss of the first batch may change by the rounding; None: any change is only said."""
 
     @model_validator(mode="after")
     def _of_the_other_bits(self) -> Self:
         if self.bits == 8 and self.type == "fp8":
-            self._refuse_idle("with fp8", "double", "compute_dtype", "int8_threshold")
+            self._refuse_idle("with fp8", "double", "compute_dtype", "int8_threshold", "head")
         elif self.bits == 8:
-            self._refuse_idle("at 8 bits", "type", "double", "compute_dtype")
+            self._refuse_idle("at 8 bits", "type", "double", "compute_dtype", "head", "max_loss_change")
         else:
-            self._refuse_idle("at 4 bits", "int8_threshold", *(["type"] if self.type == "fp8" else []))
+            idle = ("int8_threshold", "max_loss_change", *(["type"] if self.type == "fp8" else []))
+            self._refuse_idle("at 4 bits", *idle)
         return self
 
 
@@ -103,11 +108,13 @@ class ModelSpec(Part):
     """A .pth whose trained weights are loaded before training (0.1.x `load_from`)."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     """auto: packed attention; the others are the library's own."""
-    recompute: Literal["auto", "none", "layers", "offload"] | int = "auto"
+    recompute: Literal["auto", "none", "mlp", "layers", "offload", "offload_layers"] | int = "auto"
     """Activations that are recomputed in the backward pass instead of kept (https://arxiv.org/abs/1604.06174).
 
-    none; layers: of every decoder layer; a number: of so many layers; offload: of every layer, and what is kept waits
-    in host memory; auto: as few as fit. true and false mean layers and none.
+    none; mlp: those of the MLPs, in tiles of tokens; offload: the same, and the rest waits in host memory; layers: all
+    but the input of every layer; a number: of so many layers; offload_layers: of every layer, and the inputs wait in
+    host memory (the least of all, for the longest rows); auto: the fastest that fits. true and false mean layers and
+    none.
     """
     compile: Literal["auto"] | bool = "auto"
     """Fuse the operations of a decoder layer with torch.compile; auto: on a card, in runs that are long enough."""
@@ -117,6 +124,9 @@ class ModelSpec(Part):
     """Stretch the rotary positions to this many tokens (https://arxiv.org/abs/2306.15595); None: as trained."""
     resize_vocab: bool = False
     """Grow the embeddings to the size of `tokenizer`; new rows start at the mean of the others."""
+    host_embedding: bool = False
+    """Keep the input embedding in host memory, from which only the rows of a batch travel to the card (needs `lora`;
+    not where the output head is the same weight)."""
     freeze: bool = False
     """Do not train the language model's own weights: the parts of `vision` learn, and adapters."""
     vision: VisionSpec | None = None
@@ -140,4 +150,10 @@ class ModelSpec(Part):
     def _without_eyes(self) -> Self:
         if self.vision is None:
             self._refuse_idle("without model.vision", "freeze")
+        return self
+
+    @model_validator(mode="after")
+    def _all_trained(self) -> Self:
+        if self.lora is None:
+            self._refuse_idle("without model.lora: the embedding learns too", "host_embedding")
         return self

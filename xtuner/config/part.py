@@ -6,11 +6,16 @@ from pydantic_core import PydanticCustomError
 IDLE = "idle"
 """Type of the error of a setting without an effect; its context says which (`name`) and `why`."""
 
+CLASH = "clash"
+"""Type of the error of settings that do not go together; its context says `what` and the `fix`."""
+
 
 class Part(BaseModel):
     """A part of a `RunSpec`: knows its keys and refuses others."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), defer_build=True)
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, protected_namespaces=(), defer_build=True, allow_inf_nan=False
+    )
 
     def _refuse_idle(self, why: str, *names: str) -> None:
         """Refuse settings that differ from their defaults although they have no effect `why`."""

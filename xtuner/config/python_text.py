@@ -6,6 +6,7 @@ assigned, so that everything that uses it sees it (0.1.x changed the top-level n
 """
 
 import ast
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,23 @@ from xtuner.config.ref import Ref
 from xtuner.config.table import COMMAND_LINE, Table
 from xtuner.errors import UserError
 
+SHOWING = ("print", "warnings.", "logging.", "logger.")
+"""How the names of functions begin whose calls are left out."""
 STATEMENTS = "Supported are imports, assignments, if/else, for, del, assert, method calls and `with read_base():`."
 
 
-def read_python(
-    text: str, file: str, overrides: Mapping[str, Any] | None = None, *, beside: bool = False
-) -> "PythonText":
+def read_python(text: str, file: str, overrides: Mapping[str, Any] | None = None) -> "PythonText":
     """Read a config text; `overrides` are new values of top-level names.
 
-    A file `beside` the config may define functions and classes; they are names, like imported ones.
+    Functions and classes that it defines are names, like imported ones (`own_code` loads them).
 
     Raises:
         UserError: not Python, or not in the config language; says file and line.
     """
     try:
-        tree = ast.parse(text, filename=file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "\\d" in a text is no news to those who wrote it
+            tree = ast.parse(text, filename=file)
     except SyntaxError as error:
         line = (error.text or "").strip()
         raise UserError(
@@ -38,7 +41,7 @@ def read_python(
         ) from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{file}: this is not Python: {error}.", "Start from one that is: xtuner list-cfg") from error
-    reader = PythonText(file, overrides or {}, beside=beside)
+    reader = PythonText(file, overrides or {})
     try:
         reader.run(tree.body)
     except RecursionError as error:
@@ -49,15 +52,17 @@ def read_python(
 
 
 class PythonText:
-    """One config file being read. `values` are its top-level variables, `read` the names that it uses itself."""
+    """One config file being read. `values` are its top-level variables, `read` the names that it uses itself, `notes`
+    sentences about what it says without effect."""
 
-    def __init__(self, file: str, overrides: Mapping[str, Any], *, beside: bool = False) -> None:
+    def __init__(self, file: str, overrides: Mapping[str, Any]) -> None:
         self.file = file
-        self.beside = beside
         self.overrides = overrides
         self.values = Table(file=file)
         self._expressions = Expressions(file, {"__file__": file})
         self._names = self._expressions.names
+        self._folders: list[Path] = []  # that sys.path was given
+        self.notes: list[str] = []
 
     @property
     def read(self) -> set[str]:
@@ -94,8 +99,7 @@ class PythonText:
             case ast.Delete():
                 self._delete(node)
             case ast.Expr():
-                if not isinstance(node.value, ast.Constant) and not _prints(node.value):
-                    self._expressions.value(node.value)
+                self._expression(node.value)
             case ast.Pass():
                 pass
             case ast.Assert():
@@ -107,19 +111,36 @@ class PythonText:
                 # imports are names and cannot fail, so what would be done about a failure never is
                 self.run([*node.body, *node.orelse, *node.finalbody])
             case ast.FunctionDef() | ast.ClassDef() | ast.AsyncFunctionDef():
-                if self.beside:
-                    self._names[node.name] = Ref(f"{self.file}:{node.name}")
-                    return
+                self._names[node.name] = self._own(node.name)
+            case ast.Raise():
                 raise self._expressions.error(
-                    node,
-                    f"{node.name} is defined inside the config.",
-                    f"Move it into a file beside the config and use 'that_file.py:{node.name}'.",
+                    node, f"this config stops here: {self._reason(node)}", "Change the values."
                 )
             case _:
                 what = type(node).__name__.lower()
                 raise self._expressions.error(
                     node, f"The statement {what} is not part of the config language.", STATEMENTS
                 )
+
+    def _expression(self, node: ast.expr) -> None:
+        """Do a statement that is an expression; what only shows something changes no setting."""
+        if isinstance(node, ast.Constant) or _shows(node):
+            return
+        called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        if isinstance(node, ast.Call) and called in ("sys.path.append", "sys.path.insert") and node.args:
+            self._folders.append(Path(str(self._expressions.value(node.args[-1]))).expanduser())
+            return
+        self._expressions.value(node)
+
+    def _own(self, name: str) -> Ref:
+        """Return a function or class of this file as a name; it runs when it is used, if it is."""
+        return Ref(f"{Path(self.file).resolve()}:{name}")
+
+    def _reason(self, node: ast.Raise) -> str:
+        """Return what a `raise` says."""
+        if isinstance(node.exc, ast.Call) and node.exc.args:
+            return str(self._expressions.value(node.exc.args[0]))
+        return ast.unparse(node)
 
     def _set(self, name: str, value: Any, line: int) -> None:
         if name in self.overrides:
@@ -134,6 +155,8 @@ class PythonText:
 
     def _assign(self, target: ast.expr, node: ast.expr) -> None:
         match target:
+            case ast.Name() if isinstance(node, ast.Lambda):
+                self._names[target.id] = self._own(target.id)
             case ast.Name():
                 overridden = target.id in self.overrides
                 self._set(target.id, None if overridden else self._expressions.value(node), target.lineno)
@@ -155,7 +178,9 @@ class PythonText:
             raise self._expressions.error(
                 node, f"{key} is set inside the config.", f"Set it for the command: {key}={value} xtuner train ..."
             )
-        if isinstance(owner, Table):
+        if isinstance(owner, Ref):
+            self.notes.append(f"{self.file}:{node.lineno}: {ast.unparse(node)} is not changed: no library is patched.")
+        elif isinstance(owner, Table):
             owner.put(key, plain(value), node.lineno)
         elif isinstance(owner, list) and isinstance(key, int) and -len(owner) <= key < len(owner):
             owner[key] = value
@@ -217,8 +242,9 @@ class PythonText:
     def _import_from(self, node: ast.ImportFrom, *, base: bool) -> None:
         if node.module == "__future__":
             return
-        if node.level or base or self._beside(node).is_file():
-            self._import_beside(node)
+        file = self._beside(node)
+        if node.level or base or file.is_file():
+            self._import_beside(node, file)
             return
         for name in node.names:
             if name.name == "*":
@@ -228,15 +254,16 @@ class PythonText:
             self._names[name.asname or name.name] = Ref(f"{node.module}.{name.name}")
 
     def _beside(self, node: ast.ImportFrom) -> Path:
-        """Return the file that an import names when it is taken relative to this one."""
+        """Return the file that an import names when it is taken relative to this one, or to what sys.path was given."""
         folder = Path(self.file).resolve().parent
         for _ in range(node.level - 1):
             folder = folder.parent
-        return folder.joinpath(*(node.module or "").split(".")).with_suffix(".py")
+        folders = [folder] if node.level else [folder, *self._folders]
+        files = [one.joinpath(*(node.module or "").split(".")).with_suffix(".py") for one in folders]
+        return next((file for file in files if file.is_file()), files[0]).resolve()
 
-    def _import_beside(self, node: ast.ImportFrom) -> None:
+    def _import_beside(self, node: ast.ImportFrom, file: Path) -> None:
         """Take names from a file that lies relative to this one: variables by value, functions as `file.py:name`."""
-        file = self._beside(node)
         if not file.is_file():
             raise self._expressions.error(node, f"There is no file {file}.", "Check the import.")
         text = file.read_text(encoding="utf-8-sig")
@@ -249,13 +276,16 @@ class PythonText:
             self._names[bound] = Ref(f"{file}:{wanted.pop(bound)}")
         if not wanted:
             return
-        values = read_python(text, str(file), self.overrides, beside=True).values
-        if "*" in wanted:
-            wanted = {name: name for name in values}
+        other = read_python(text, str(file), self.overrides)
+        self.notes += other.notes
+        if "*" in wanted:  # with what the other file imports itself
+            imported = {name: value for name, value in other._names.items() if isinstance(value, Ref)}
+            self._names.update({name: value for name, value in imported.items() if name not in other.values})
+            wanted = {name: name for name in other.values}
         for bound, name in wanted.items():
-            if name not in values:
+            if name not in other.values:
                 raise self._expressions.error(node, f"{file} has no {name}.", "Check the import.")
-            self._set(bound, values[name], node.lineno)
+            self._set(bound, other.values[name], node.lineno)
 
 
 def defined_names(tree: ast.Module) -> set[str]:
@@ -263,6 +293,6 @@ def defined_names(tree: ast.Module) -> set[str]:
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)}
 
 
-def _prints(node: ast.expr) -> bool:
-    """Whether an expression only shows something: it changes no setting."""
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+def _shows(node: ast.expr) -> bool:
+    """Whether an expression only shows something, or keeps something from being shown: it changes no setting."""
+    return isinstance(node, ast.Call) and ast.unparse(node.func).startswith(SHOWING)

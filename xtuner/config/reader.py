@@ -28,6 +28,8 @@ class Config:
     """Python: names that the file itself has used."""
     added: tuple[str, ...] = field(default=())
     """Top-level names that only an override has given a value."""
+    notes: tuple[str, ...] = ()
+    """Python: sentences about what is written without effect."""
 
 
 def read_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -53,9 +55,10 @@ def read_text(text: str, path: Path, kind: Kind, overrides: Mapping[str, Any] | 
     top = {key: value for key, value in overrides.items() if "." not in key}
     dotted = {key: value for key, value in overrides.items() if "." in key}
     read: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
     if kind == "python":
         python = read_python(text, str(path), top)
-        values, read = python.values, frozenset(python.read)
+        values, read, notes = python.values, frozenset(python.read), tuple(python.notes)
     elif kind == "yaml":
         from xtuner.config.yaml_text import read_yaml  # 30 ms that Python configs need not pay
 
@@ -68,7 +71,7 @@ def read_text(text: str, path: Path, kind: Kind, overrides: Mapping[str, Any] | 
             put_path(values, key, value)
     for key, value in dotted.items():
         put_path(values, key, value)
-    return Config(values, path, kind, read, added)
+    return Config(values, path, kind, read, added, notes)
 
 
 def load_text(path: Path) -> str:

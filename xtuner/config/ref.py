@@ -1,5 +1,6 @@
 """A dotted name in a config: a name, not an import, until someone asks for the thing itself."""
 
+import ast
 import importlib
 import importlib.util
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xtuner.config.old_address import old_addresses
+from xtuner.config.own_code import PartLoader, is_config, needed_lines
 from xtuner.errors import UserError
 
 
@@ -40,7 +42,7 @@ class Ref:
         """
         head, colon, attribute = self.path.rpartition(":")
         if colon and head.endswith(".py"):
-            return _attribute(_module_from_file(Path(head)), attribute, self.path)
+            return _attribute(_module_from_file(Path(head), attribute), attribute, self.path)
         if colon:
             return _attribute(_import(head, self.path), attribute, self.path)
         parts = self.path.split(".")
@@ -70,10 +72,10 @@ def _attribute(thing: Any, dotted: str, path: str) -> Any:
     return thing
 
 
-def _module_from_file(file: Path) -> Any:
+def _module_from_file(file: Path, name: str) -> Any:
     if not file.is_file():
         raise UserError(f"There is no file {file}.", "Give the path of a .py file, then a colon and a name in it.")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    spec = importlib.util.spec_from_file_location(file.stem, file, loader=_loader(file, name))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -84,3 +86,13 @@ def _module_from_file(file: Path) -> Any:
         said = f"{type(error).__name__}: {error}"
         raise UserError(f"{file} fails when it is imported ({said}).", f"Try it: python {file}") from error
     return module
+
+
+def _loader(file: Path, name: str) -> PartLoader | None:
+    """Return how `name` of a config is loaded; None: the file is one of functions, and is loaded as a whole."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        tree = ast.parse(text)
+    except (OSError, ValueError, SyntaxError):
+        return None  # the import will say what is wrong
+    return PartLoader(file, needed_lines(text, tree, name)) if is_config(tree) else None

@@ -12,7 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from xtuner.config.choice import Choice
 from xtuner.config.model_spec import LoraSpec, ModelSpec, QuantSpec, VisionSpec
-from xtuner.config.part import IDLE, Part
+from xtuner.config.part import CLASH, IDLE, Part
+from xtuner.config.schedule_spec import ScheduleSpec, ScheduleStep
 
 __all__ = [
     "CheckpointSpec",
@@ -25,6 +26,7 @@ __all__ = [
     "QuantSpec",
     "RunSpec",
     "ScheduleSpec",
+    "ScheduleStep",
     "SourceSpec",
     "TemplateSpec",
     "VisionSpec",
@@ -163,7 +165,12 @@ class OptimSpec(Part):
     """The optimiser. `name` is a row of `engine.OPTIMISERS`."""
 
     name: str = "adamw"
-    """adamw, adamw_8bit, paged_adamw, paged_adamw_8bit, sgd."""
+    """adamw, adamw_bf16, adamw_8bit, paged_adamw, paged_adamw_8bit, sgd.
+
+    Bytes of moments for a trained weight: adamw 8 (4 if it is bf16), adamw_bf16 4, the ones of 8 bits 2; paged ones
+    move to host memory when the card is full. With adamw_bf16 weights can be bf16 too (`model.dtype`): updates that
+    are too small for the format add up all the same, rounded by chance.
+    """
     lr: float = Field(default=2e-4, gt=0)
     """The highest learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -172,8 +179,11 @@ class OptimSpec(Part):
     """Keeps the division by the second moment finite."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Of matrices; norms and biases do not decay."""
-    max_norm: float | None = 1.0
+    max_norm: float | None = Field(default=1.0, gt=0)
     """Clip the gradient to this norm; None: no clipping."""
+    in_backward: bool = False
+    """Move each weight as soon as its gradient is known and forget the gradient, so that all gradients never exist
+    together. One process, no accumulation, no clipping (`max_norm` None), no `loop.skip_spikes`."""
 
     @model_validator(mode="after")
     def _momentum_alone(self) -> Self:
@@ -181,29 +191,6 @@ class OptimSpec(Part):
             self._refuse_idle("with sgd", "eps")
             if self.betas[1] != type(self).model_fields["betas"].default[1]:
                 self._refuse_idle("beyond its first number with sgd", "betas")
-        return self
-
-
-class ScheduleSpec(Part):
-    """Learning rate over the run: a linear warm-up, then `name`."""
-
-    name: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate goes on after the warm-up."""
-    warmup: float = Field(default=0.03, ge=0, lt=1)
-    """Share of all iterations."""
-    warmup_iters: int | None = Field(default=None, gt=0)
-    """Iterations of the warm-up; overrides `warmup`."""
-    warmup_start: float = 1e-5
-    """Factor of the learning rate at the first iteration."""
-    min_lr: float = 0.0
-    """The learning rate at the end."""
-
-    @model_validator(mode="after")
-    def _without_its_part(self) -> Self:
-        if self.name == "constant":
-            self._refuse_idle("with constant", "min_lr")
-        if not self.warmup and self.warmup_iters is None:
-            self._refuse_idle("without a warm-up", "warmup_start")
         return self
 
 
@@ -241,6 +228,17 @@ class CheckpointSpec(Part):
     """Save what a resume needs, not weights alone."""
     last: bool = True
     """Save at the last iteration."""
+    best: str | None = None
+    """Keep the state with the best of this number beside the others: val_loss, another that is measured while training,
+    or auto: the first one measured."""
+    best_rule: Literal["less", "greater"] | None = None
+    """Which is better; None: less of a loss, error or perplexity, more of anything else."""
+
+    @model_validator(mode="after")
+    def _without_best(self) -> Self:
+        if self.best is None:
+            self._refuse_idle("without checkpoint.best", "best_rule")
+        return self
 
 
 class ProbeSpec(Part):
@@ -254,6 +252,14 @@ class ProbeSpec(Part):
     """Iterations; None: before, after, and at each checkpoint."""
     max_new_tokens: int = Field(default=600, gt=0)
     """Longest answer, in tokens."""
+    temperature: float = Field(default=0.1, ge=0)
+    """How freely answers are drawn; 0: always the likeliest token."""
+    top_k: int = Field(default=40, ge=0)
+    """Draw from so many of the likeliest tokens; 0: from all."""
+    top_p: float = Field(default=0.75, gt=0, le=1)
+    """Draw from the likeliest tokens that have this share of the probability together."""
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    """Above 1: tokens that were there before become less likely."""
     template: str | TemplateSpec | None = None
     """None: the template of the data."""
     stop_words: list[str] = Field(default_factory=list)
@@ -291,8 +297,31 @@ class RunSpec(Part):
     """A checkpoint to go on from, or "auto": the last one in the work dir."""
     resume_changed_data: bool = False
     """Go on although the training data changed since the checkpoint; the rest of the run learns from the new data."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """A run with the same seed repeats."""
+
+    @model_validator(mode="after")
+    def _steps_in_backward(self) -> Self:
+        if not self.optim.in_backward:
+            return self
+        clashes = {
+            "optim.max_norm=none": (self.optim.max_norm is not None, "the norm of all gradients is known to clip them"),
+            "loop.accumulate=1": (self.loop.accumulate > 1, "the gradients of other iterations are added"),
+            "loop.skip_spikes=false": (self.loop.skip_spikes, "anyone can say whether a step is a spike"),
+        }
+        for fix, (is_set, why) in clashes.items():
+            if is_set:
+                what = f"optim.in_backward moves weights before {why}"
+                raise PydanticCustomError(CLASH, "{what}", {"what": what, "fix": f"Set {fix}, or leave it out."})
+        return self
+
+    @model_validator(mode="after")
+    def _spread_embedding(self) -> Self:
+        if self.model.host_embedding and self.strategy.name in ("fsdp", "deepspeed"):
+            what = f"strategy={self.strategy.name} spreads the embedding over the cards, so it cannot stay on the host"
+            fix = "Leave model.host_embedding out, or set strategy=ddp."
+            raise PydanticCustomError(CLASH, "{what}", {"what": what, "fix": fix})
+        return self
 
     @model_validator(mode="after")
     def _pictures_without_eyes(self) -> Self:

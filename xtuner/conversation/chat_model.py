@@ -1,5 +1,6 @@
 """A model one can talk to: the single interface of terminal, page, server, agent and evaluation."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -28,7 +29,13 @@ class Sampling:
     def __post_init__(self) -> None:
         for what, value, fits, allowed in (
             ("number of new tokens", self.max_new_tokens, self.max_new_tokens > 0, "above 0"),
-            ("repetition penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0"),
+            (
+                "temperature",
+                self.temperature,
+                math.isfinite(self.temperature),
+                "a number; 0 always takes the likeliest",
+            ),
+            ("repetition penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0"),
             ("top-p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("top-k", self.top_k, self.top_k >= 0, "0 (off) or above"),
         ):

@@ -112,11 +112,31 @@ def detect_text(text: str, family: str = "") -> str | None:
     return None
 
 
+def usual_template(folder: Path | str) -> str | None:
+    """Return the template that chat models of the same kind as a base model speak, if they all speak one."""
+    config = _json(Path(folder) / "config.json")
+    family = str(config.get("model_type", "")).lower()
+    if family == "baichuan":
+        return _baichuan(config)
+    found = {template for prefix, _, template in BY_NAME if prefix == family}
+    return found.pop() if len(found) == 1 else None
+
+
+def advise_template(folder: Path | str) -> str:
+    """Return which templates to offer for a model that shows none: that of its relatives, or all."""
+    usual = usual_template(folder)
+    return f"{usual}, which the chat models of its kind speak" if usual else ", ".join(sorted(TEMPLATES))
+
+
+def _baichuan(config: dict[str, Any]) -> str:
+    signs = any(config.get(key) is not None for key in BAICHUAN2_KEYS)
+    second = config.get("norm_head", BAICHUAN2_VOCABULARIES.get(config.get("vocab_size", 0), signs))
+    return "baichuan2_chat" if second else "baichuan_chat"
+
+
 def _by_token(folder: Path, config: dict[str, Any], family: str) -> str | None:
     if family.startswith("baichuan") and "user_token_id" in _json(folder / "generation_config.json"):
-        signs = any(config.get(key) is not None for key in BAICHUAN2_KEYS)
-        second = config.get("norm_head", BAICHUAN2_VOCABULARIES.get(config.get("vocab_size", 0), signs))
-        return "baichuan2_chat" if second else "baichuan_chat"
+        return _baichuan(config)
     if family.startswith("qwen") and _json(folder / "generation_config.json").get("chat_format") == "chatml":
         return "qwen_chat"
     tokens = _special_tokens(folder)

@@ -1,11 +1,11 @@
 """Owns the step from spans to token ids, for training and for chatting alike; works with any tokenizer object."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xtuner.conversation.message import Span
-from xtuner.conversation.word import WordMemory, find_space, to_bytes
+from xtuner.conversation.word import LONG, WordMemory, anchor_of, find_space, to_bytes, to_parts
 from xtuner.errors import UserError
 
 Piece = tuple[bytes, bool]
@@ -70,19 +70,24 @@ class Encoder:
             trained += [span.train] * len(piece)
         return ids, trained
 
-    def encode_many(self, rows: Sequence[Sequence[Span]]) -> list[list[Piece]]:
+    def encode_many(self, rows: Sequence[Sequence[Span]], *, enough: int | None = None) -> list[list[Piece]]:
         """Return the pieces of many rendered conversations: what `encode` gives, much faster.
+
+        Of a very long text that is learned, no more than its beginning is tokenised: at least `enough` tokens.
 
         Raises:
             UserError: as `encode`.
         """
         texts: list[str] = []
+        long: dict[int, int | None] = {}
         for row in rows:
             for span in row:
                 self._refuse_pictures(span)
                 if span.mark is None:
+                    if len(span.text) > LONG:
+                        long[len(texts)] = enough if span.train else None
                     texts.append(span.text)
-        encoded = iter(self.words.encode(texts) if self.words else self._look_up(texts))
+        encoded = iter(self._encode_parts(texts, long) if long else self._encode_texts(texts))
         marks = {mark: to_bytes(ids) for mark, ids in (("bos", self.bos), ("eos", self.eos))}
         if not self.eos:
             for span in (span for row in rows for span in row):
@@ -119,6 +124,32 @@ class Encoder:
                 "Name one in the tokenizer options, for instance tokenizer_options.eos_token='<|im_end|>'.",
             )
         return self.eos
+
+    def longest_part(self, text: str) -> int:
+        """Return how many characters of `text` the tokenizer has to take at once."""
+        return max(map(len, self._parts(text)))
+
+    def _parts(self, text: str) -> list[str]:
+        return to_parts(text, self._backend) if self._direct else [text]
+
+    def _encode_parts(self, texts: Sequence[str], long: Mapping[int, int | None]) -> list[bytes]:
+        """Encode texts of which those at the places `long` are very long; of these that many tokens are enough."""
+        short = iter(self._encode_texts([text for at, text in enumerate(texts) if at not in long]))
+        return [self._encode_long(text, long[at]) if at in long else next(short) for at, text in enumerate(texts)]
+
+    def _encode_long(self, text: str, enough: int | None) -> bytes:
+        first, *others = self._parts(text)
+        found = bytearray(self._encode_texts([first])[0])
+        for part in others:
+            if enough is not None and len(found) >= len(to_bytes([0])) * enough:
+                break
+            anchor = anchor_of(part)
+            known, ids = self._encode_texts([anchor, anchor + part])
+            found += ids[len(known) :]
+        return bytes(found)
+
+    def _encode_texts(self, texts: Sequence[str]) -> list[bytes]:
+        return self.words.encode(texts) if self.words else self._look_up(texts)
 
     def _look_up(self, texts: Sequence[str]) -> list[bytes]:
         missing = [text for text in dict.fromkeys(texts) if text not in self._known]

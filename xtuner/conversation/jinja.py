@@ -8,8 +8,9 @@ from xtuner.conversation.template import SLOT, ChatTemplate
 NAME = re.compile(r"\{#-? template ([\w-]+) of XTuner -?#\}")
 """The comment by which `detect` knows our own work."""
 
-OPENING = {"chatglm2": "[gMASK]sop", "chatglm3": "[gMASK]sop"}
-"""What opens a conversation of models whose tokenizers name no BOS."""
+OPENING = {"chatglm2": "[gMASK]sop ", "chatglm3": "[gMASK]sop"}
+"""What opens a conversation of models whose tokenizers name no BOS. They put a space before every text they are given:
+an answer too has one there, since it is tokenised alone, and here it stands behind other words."""
 
 
 def to_jinja(template: ChatTemplate) -> str:
@@ -31,6 +32,8 @@ def to_jinja(template: ChatTemplate) -> str:
     )
     ends = template.suffix if template.suffix_as_eos else None
     answer = "{{ content ~ " + _literal(template.suffix) + " }}" if template.suffix else "{{ content }}"
+    if template.name in OPENING:
+        answer = "{%- if content -%}{{ ' ' }}{%- endif -%}" + answer
     if ends is None:
         answer += "{{ eos_token }}"
     if template.sep:

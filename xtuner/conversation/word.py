@@ -12,13 +12,19 @@ from typing import Any
 
 ANCHOR = "a"
 """A word inside a text is tokenised behind this one, so that nothing of what begins a text is taken for its own."""
-MOST_WORDS = 200_000
-"""As many again are kept that were not met lately: together at most about 80 MB."""
+MOST_WORDS = 300_000
+"""As many again are kept that were not met lately: together at most about 120 MB."""
 LONGEST_WORD = 80
 MOST_TAILS = 16
 """Endings of texts that begin with a special token: templates have few."""
 JOINED = 128
 """New words that are tokenised as one text."""
+LONG = 1 << 17
+"""Longer texts (characters) are tokenised part by part: a tokenizer takes 150 bytes and more for each character."""
+BETWEEN_WORDS = re.compile(r"[A-Za-z](?= [A-Za-z])")
+"""Where a text may be cut for tokenizers that `find_space` accepts."""
+BETWEEN_LINES = re.compile(BETWEEN_WORDS.pattern + r"|\S\n(?=[A-Za-z\u4e00-\u9fff])")
+"""The same where no token goes on behind a line break."""
 WINDOW, WORTH = 200_000, 0.25
 """When of so many words a larger share is new, remembering words costs more than it saves."""
 
@@ -93,6 +99,30 @@ def _writes_spaces(step: dict[str, Any]) -> bool:
     if step["type"] == "Prepend":
         return step["prepend"] == "▁"
     return step["type"] == "Metaspace" and step["replacement"] == "▁"
+
+
+def to_parts(text: str, backend: Any) -> list[str]:
+    """Cut a text into parts of about LONG characters whose ids, one after another, are those of the text.
+
+    A part that begins with a space, or follows a line break, has to be tokenised behind `anchor_of(part)`. Where there
+    is no place to cut, or the tokenizer is of another kind, a part is as long as it is.
+    """
+    space = find_space(backend) if len(text) > LONG else None
+    if space is None:
+        return [text]
+    apart = space == "Ġ" or not any(re.search(r"\n[^\n]", token) for token in backend.get_vocab())
+    safe = BETWEEN_LINES if apart else BETWEEN_WORDS
+    parts: list[str] = []
+    at = 0
+    while len(text) - at > LONG and (place := safe.search(text, at + LONG)):
+        parts.append(text[at : place.end()])
+        at = place.end()
+    return [*parts, text[at:]]
+
+
+def anchor_of(part: str) -> str:
+    """Return what stands for the text before a part that is not the first: the end of a word, or of a line."""
+    return ANCHOR if part.startswith(" ") else f"{ANCHOR}\n"
 
 
 class WordMemory:

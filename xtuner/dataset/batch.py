@@ -26,6 +26,8 @@ class Batch:
     packing: Packing
     rows: tuple[int, ...] = ()
     """Indices of the samples or packs in the data set, to name a batch in an error."""
+    learned: Tensor | None = None
+    """Places (K,) of the labels that are not IGNORE, found before a batch is moved to a card; None: not looked for."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """Move all tensors to a device."""
@@ -39,4 +41,5 @@ class Batch:
             labels=move(self.labels),
             positions=move(self.positions),
             packing=self.packing.to(device),
+            learned=None if self.learned is None else move(self.learned),
         )

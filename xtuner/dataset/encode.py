@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from xtuner.conversation.builtin import PLAIN, TEMPLATES
+from xtuner.conversation.builtin import PLAIN
+from xtuner.conversation.detect import advise_template
 from xtuner.conversation.encode import Encoder, Piece
 from xtuner.conversation.message import Conversation, Message, Span
 from xtuner.conversation.template import ChatTemplate
@@ -18,6 +19,10 @@ from xtuner.errors import UserError
 
 NOTHING = "nothing in it is learned"
 TOO_LONG = "max_length ends before the first answer"
+
+MOST_CHARACTERS = 1 << 23
+"""A tokenizer takes 150 bytes and more for each of those that it is given at once."""
+TOO_MUCH = f"a text of more than {MOST_CHARACTERS:,} characters that cannot be tokenised in parts"
 
 NumberedRow = tuple[int, dict[str, Any]]
 
@@ -46,9 +51,10 @@ class Job:
 
     def no_template(self) -> UserError:
         """Return the error of conversations without a chat template."""
+        folder = str(getattr(self.encoder.tokenizer, "name_or_path", "") or "")
         return UserError(
             f"{self.label} holds conversations, and the model does not say which chat template it speaks.",
-            f"Choose one with data.template: {', '.join(sorted(TEMPLATES))}.",
+            f"Choose one with data.template: {advise_template(folder)}.",
         )
 
     def call(self, number: int, row: Row) -> Any:
@@ -136,11 +142,15 @@ def encode_rows(job: Job, rows: Sequence[NumberedRow]) -> Chunk:
             drafts += _draft(job, number, row)
         except BadRow as reason:
             chunk.dropped.append((number, str(reason)))
-    encoded = iter(job.encoder.encode_many([draft.spans for draft in drafts if draft.spans]))
+    spans = {talk: [draft.spans for draft in drafts if draft.spans and draft.talk is talk] for talk in (True, False)}
+    encoded = {
+        True: iter(job.encoder.encode_many(spans[True], enough=job.max_length + 1)),
+        False: iter(job.encoder.encode_many(spans[False])),
+    }
     samples: list[list[Piece]] = []
     for draft in drafts:
         chunk.num_talks += draft.talk
-        pieces = next(encoded) if draft.spans else draft.pieces
+        pieces = next(encoded[draft.talk]) if draft.spans else draft.pieces
         parts = list(_samples(job, chunk, draft, pieces))
         samples += parts
         chunk.groups += [_hash(draft)] * len(parts)
@@ -171,12 +181,15 @@ def _draft(job: Job, number: int, row: dict[str, Any]) -> Iterator[_Draft]:
             yield _Draft(number, not all(trained[1:]), pieces=to_pieces(ids, trained))
     elif isinstance(read, Script):
         spans = [span for turn in read.turns for span in turn]
+        check_size(job.encoder, spans)
         yield _Draft(number, True, spans, turns=[len(turn) for turn in read.turns])
     else:
         talk = any(message.role != "text" for message in read)
         if talk and job.template is None:
             raise job.no_template()
-        yield _Draft(number, talk, (job.template or PLAIN).render(read))
+        spans = (job.template or PLAIN).render(read)
+        check_size(job.encoder, spans)
+        yield _Draft(number, talk, spans)
 
 
 def to_conversation(job: Job, number: int, row: dict[str, Any]) -> Conversation:
@@ -221,6 +234,17 @@ def check_text(said: Iterable[Message | Span]) -> None:
                 part.text.encode()
             except UnicodeEncodeError:
                 raise BadRow("a broken character (half of a surrogate pair)") from None
+
+
+def check_size(encoder: Encoder, spans: Sequence[Span]) -> None:
+    """Refuse texts that memory would not suffice for.
+
+    Raises:
+        BadRow: there is one.
+    """
+    for span in spans:
+        if len(span.text) > MOST_CHARACTERS and encoder.longest_part(span.text) > MOST_CHARACTERS:
+            raise BadRow(TOO_MUCH)
 
 
 def _foreign(job: Job, number: int, row: dict[str, Any]) -> Conversation:

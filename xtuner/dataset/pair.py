@@ -8,7 +8,7 @@ from typing import Any
 from xtuner.conversation.encode import Piece
 from xtuner.conversation.message import Span
 from xtuner.conversation.word import to_bytes
-from xtuner.dataset.encode import NOTHING, Chunk, Job, NumberedRow, check_text
+from xtuner.dataset.encode import NOTHING, Chunk, Job, NumberedRow, check_size, check_text
 from xtuner.dataset.formats.preference import preference
 from xtuner.dataset.piece import cut, learns, num_tokens
 from xtuner.dataset.row import BadRow, Pair
@@ -30,11 +30,14 @@ def encode_pairs(job: Job, rows: Sequence[NumberedRow]) -> Chunk:
     spelled: list[list[Span]] = []
     for number, row in rows:
         try:
-            spelled += _spell(job, to_pair(job, number, row))
+            spans = _spell(job, to_pair(job, number, row))
+            for one in spans:
+                check_size(job.encoder, one)
+            spelled += spans
             numbers.append(number)
         except BadRow as reason:
             chunk.dropped.append((number, str(reason)))
-    encoded = job.encoder.encode_many(spelled)
+    encoded = job.encoder.encode_many(spelled, enough=job.max_length + 1)
     chunk.num_talks = len(numbers)
     samples: list[list[Piece]] = []
     for index, number in enumerate(numbers):

@@ -18,7 +18,7 @@ from xtuner.conversation.template import ChatTemplate
 from xtuner.dataset import FORMATS, PAIR_FORMATS
 from xtuner.dataset.cache import cache_folder, hash_code, make_key, new_entry, tidy
 from xtuner.dataset.encode import Job
-from xtuner.dataset.formats.recognise import recognise, recognise_pairs
+from xtuner.dataset.formats.recognise import fold_columns, recognise, recognise_pairs
 from xtuner.dataset.parallel import encode_source
 from xtuner.dataset.progress import show_progress
 from xtuner.dataset.report import SourceReport
@@ -40,6 +40,20 @@ class Opened:
     job: Job
     unused: list[str]
     """Columns that the format does not look at."""
+    folded: dict[str, str]
+    """Columns that are read by a name written otherwise."""
+    columns: list[str]
+    """Of the first row."""
+
+    def new_report(self) -> SourceReport:
+        """Begin to say what becomes of the rows."""
+        return SourceReport(
+            self.source.label,
+            self.job.format_name,
+            columns=self.columns,
+            unused_columns=self.unused,
+            folded=self.folded,
+        )
 
 
 class Preparer:
@@ -78,8 +92,11 @@ class Preparer:
                 raise UserError(
                     f"{source.label} has no column {name} to rename.", f"It has: {', '.join(map(str, first))}."
                 )
-        samples = [{spec.rename.get(name, name): value for name, value in row.items()} for row in rows]
         formats = PAIR_FORMATS if self.pairs else FORMATS
+        samples = [{spec.rename.get(name, name): value for name, value in row.items()} for row in rows]
+        folded = fold_columns(samples) if spec.format is None or spec.format in formats else {}
+        rename = {name: folded.get(new, new) for name, new in ({name: name for name in folded} | spec.rename).items()}
+        samples = [{folded.get(name, name): value for name, value in row.items()} for row in samples]
         if spec.format in (FORMATS if self.pairs else PAIR_FORMATS) and spec.format not in formats:
             wanted = "pairs of answers" if self.pairs else "conversations or texts"
             raise UserError(
@@ -96,13 +113,22 @@ class Preparer:
             template=self.template,
             encoder=self.encoder,
             max_length=self.spec.max_length,
-            rename=spec.rename,
+            rename=rename,
             system=spec.system,
             min_length=spec.min_length,
             pairs=self.pairs,
             ending=self.ending,
         )
-        return Opened(spec, source, job, _unused(job, samples[0]))
+        unused = _unused(job, samples[0])
+        written = {new: name for name, new in folded.items()}
+        return Opened(
+            spec,
+            source,
+            job,
+            unused=[written.get(name, name) for name in unused],
+            folded={name: new for name, new in folded.items() if new not in unused},
+            columns=[str(name) for name in first],
+        )
 
     def prepare(self, opened: Opened) -> tuple[Samples, SourceReport]:
         """Return the samples of one source, and what became of its rows.
@@ -114,7 +140,7 @@ class Preparer:
         key = make_key(
             source.fingerprint(),
             job.format_name if job.own else hash_code(job.read),
-            sorted(spec.rename.items()),
+            sorted(job.rename.items()),
             (spec.system, spec.bot_name, spec.min_length, self.pairs, self.ending),
             (spec.limit, self.seed) if spec.limit else None,
             dataclasses.astuple(self.template) if self.template else None,
@@ -150,7 +176,7 @@ class Preparer:
 
     def _write(self, key: str, opened: Opened) -> None:
         spec, source, job = opened.spec, opened.source, opened.job
-        report = SourceReport(source.label, job.format_name, unused_columns=opened.unused)
+        report = opened.new_report()
         with new_entry(self.folder, key) as folder:
             chosen = _draw(source, spec.limit, self.seed) if spec.limit else None
             writer = SampleWriter(folder)

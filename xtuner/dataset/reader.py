@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, time
 from pathlib import Path
@@ -147,16 +147,14 @@ def read_csv(file: Path, progress: Progress) -> Iterator[dict[str, Any]]:
     with file.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
         line = 1
         try:
-            head = text.readline()
+            head = next((words for words in text if words.strip()), "")
             text.seek(0)
             table = csv.reader(text, delimiter=max(",;\t", key=head.count), strict=True)
-            header = [name.strip() for name in next(table, [])]
-            if len(set(header)) != len(header):
-                raise UserError(f"{file} has two columns of the same name: {', '.join(header)}.", "Rename one.")
+            header = name_columns(file, next((cells for cells in table if any(cells)), []))
             for cells in table:
                 line = table.line_num
                 progress.share = raw.tell() / size
-                if not cells:
+                if not any(cells):
                     continue
                 if len(cells) > len(header):
                     raise UserError(
@@ -168,6 +166,21 @@ def read_csv(file: Path, progress: Progress) -> Iterator[dict[str, Any]]:
             raise not_utf8(file, line) from None
         except csv.Error as error:
             raise UserError(f"{file}, line {line + 1} is not valid CSV: {error}.", "Mend that line.") from None
+
+
+def name_columns(file: Path, header: Sequence[Any]) -> list[str]:
+    """Return the names of the columns of a table; of several without a name each is called by its number.
+
+    Raises:
+        UserError: two have the same name.
+    """
+    names = ["" if name is None else str(name).strip() for name in header]
+    if names.count("") > 1:
+        names = [name or f"column {number}" for number, name in enumerate(names, 1)]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise UserError(f"{file} has two columns of the same name: {', '.join(twice)}.", "Rename one.")
+    return names
 
 
 def read_text_lines(file: Path, progress: Progress) -> Iterator[dict[str, Any]]:
@@ -190,7 +203,7 @@ def read_text_lines(file: Path, progress: Progress) -> Iterator[dict[str, Any]]:
 
 
 def read_xlsx(file: Path, progress: Progress) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the first sheet of an Excel file as texts; its first row names the columns.
+    """Yield the rows of the first sheet of an Excel file that is not empty, as texts; its first row names the columns.
 
     Raises:
         UserError: no Excel file.
@@ -213,15 +226,21 @@ def read_cells(file: Path, progress: Progress) -> Iterator[dict[str, Any]]:
     except (zipfile.BadZipFile, InvalidFileException, KeyError, OSError) as error:
         raise UserError(f"{file} is not an Excel file that can be read.", "Save it again as .xlsx.") from error
     try:
-        sheet = book.worksheets[0]
+        for sheet in book.worksheets:
+            rows = sheet.iter_rows(values_only=True)
+            cells = next((cells for cells in rows if any(cell is not None for cell in cells)), None)
+            if cells is not None:
+                break
+        else:
+            return
         if len(book.worksheets) > 1:
-            progress.notes.append(f"{file}: only the first of {len(book.worksheets)} sheets ({sheet.title}) was read.")
+            progress.notes.append(f"{file}: of {len(book.worksheets)} sheets only {sheet.title} was read.")
         total = max(1, sheet.max_row or 1)
-        rows = sheet.iter_rows(values_only=True)
-        header = [str(name).strip() if name is not None else None for name in next(rows, ())]
+        named = [at for at, cell in enumerate(cells) if cell is not None and str(cell).strip()]
+        header = name_columns(file, [cells[at] for at in named])
         for number, cells in enumerate(rows, 2):
-            progress.share = number / total
-            row = {name: cell for name, cell in zip(header, cells, strict=False) if name is not None}
+            progress.share = min(1.0, number / total)
+            row = {name: cells[at] for name, at in zip(header, named, strict=True) if at < len(cells)}
             if any(cell is not None for cell in row.values()):
                 yield row
     finally:

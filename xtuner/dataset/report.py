@@ -14,6 +14,11 @@ def many(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def render_folded(folded: dict[str, str]) -> str:
+    """Say which columns were read by another name."""
+    return f"Columns that were read by a known name: {', '.join(f'{name!r} as {new}' for name, new in folded.items())}."
+
+
 @dataclasses.dataclass
 class Tally:
     """How many rows something happened to, and the first few of them (numbers from 1)."""
@@ -47,7 +52,11 @@ class SourceReport:
     parted: Tally = dataclasses.field(default_factory=Tally)
     dropped: dict[str, Tally] = dataclasses.field(default_factory=dict)
     shortest_prompt: int | None = None
+    columns: list[str] = dataclasses.field(default_factory=list)
+    """Of the first row."""
     unused_columns: list[str] = dataclasses.field(default_factory=list)
+    folded: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Names of columns -> the names by which they were read."""
     notes: list[str] = dataclasses.field(default_factory=list)
     cached: bool = False
 
@@ -96,6 +105,8 @@ class SourceReport:
             fix = f"Set data.max_length (now {max_length}) higher."
         else:
             fix = f"They were read as the format {self.format}; the key format of the source chooses another."
+            if self.columns:
+                fix += f" The columns are: {', '.join(self.columns)}."
         raise UserError(
             f"None of the {many(self.rows, 'row')} of {self.label} can be learned: {self.reasons()}.",
             fix,
@@ -105,8 +116,11 @@ class SourceReport:
         """Say it in sentences."""
         known = " (prepared before)" if self.cached else ""
         said = [f"{self.label}: {many(self.rows, 'row')} of the format {self.format}{known}."]
+        if self.folded:
+            said.append(f"  {render_folded(self.folded)}")
         if self.unused_columns:
-            said.append(f"  Columns that are not used: {', '.join(self.unused_columns)}.")
+            unused = ", ".join(name or "(no name)" for name in self.unused_columns)
+            said.append(f"  Columns that are not used: {unused}.")
         if self.truncated.count:
             said.append(f"  Longer than {max_length:,} tokens and cut at the end: {self.truncated}.")
         if self.parted.count:

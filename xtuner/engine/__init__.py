@@ -2,9 +2,10 @@
 
 OPTIMISERS: dict[str, str] = {
     "adamw": "xtuner.engine.optim:adamw",
-    "adamw_8bit": "xtuner.engine.optim:adamw_8bit",
-    "paged_adamw": "xtuner.engine.optim:paged_adamw",
-    "paged_adamw_8bit": "xtuner.engine.optim:paged_adamw_8bit",
+    "adamw_8bit": "xtuner.engine.adamw_stored:adamw_8bit",
+    "adamw_bf16": "xtuner.engine.adamw_bf16:adamw_bf16",
+    "paged_adamw": "xtuner.engine.adamw_stored:paged_adamw",
+    "paged_adamw_8bit": "xtuner.engine.adamw_stored:paged_adamw_8bit",
     "sgd": "xtuner.engine.optim:sgd",
 }
 """Values of `optim.name`."""

@@ -1,26 +1,32 @@
 """A `RunSpec` becomes a `Run`: what can fail cheaply is made first, the model last."""
 
+from typing import Any
+
 import torch
 
 from xtuner.checkpoint.run_record import RunRecord
-from xtuner.config.choice import Choice, build, pick
+from xtuner.config.choice import Choice, build
 from xtuner.config.spec import RunSpec
 from xtuner.conversation.builtin import describe_template
+from xtuner.dataset.collate import collate
 from xtuner.dataset.pipeline import build_dataset
 from xtuner.dataset.sampler import Order
-from xtuner.engine import CALLBACKS, OPTIMISERS, STRATEGIES
+from xtuner.engine import CALLBACKS, STRATEGIES
+from xtuner.engine.callbacks.best import KeepBest, check_best
 from xtuner.engine.callbacks.checkpoint import Checkpoint
 from xtuner.engine.callbacks.data_info import DataInfo
 from xtuner.engine.callbacks.probe import Probe
 from xtuner.engine.callbacks.progress import ProgressLog
 from xtuner.engine.callbacks.validation import Validation
 from xtuner.engine.footing import check_base, check_data, describe_footing
+from xtuner.engine.fp8_gate import gate_fp8
+from xtuner.engine.idle import check_compiler, idle_settings
 from xtuner.engine.memory import checkpoint_bytes
 from xtuner.engine.metrics import Metrics
-from xtuner.engine.optim import build_optimiser
+from xtuner.engine.optim import build_optimiser, check_optimiser
 from xtuner.engine.plan.run import plan_run
 from xtuner.engine.precision import Precision, choose_precision, find_device
-from xtuner.engine.resume import check_spec, find_checkpoint, read_meta, restore
+from xtuner.engine.resume import check_same, check_spec, find_checkpoint, read_meta, restore
 from xtuner.engine.run import Callback, Run
 from xtuner.engine.schedule import build_schedule
 from xtuner.engine.spike import IN_A_ROW, SpikeGuard
@@ -46,6 +52,9 @@ def build_run(spec: RunSpec, name: str, work: WorkDir, record: RunRecord, world:
     device = find_device()
     precision = choose_precision(spec, device)
     LOGGER.info(precision.why)
+    check_compiler(spec, device)
+    for sentence in idle_settings(spec, device):
+        LOGGER.info(sentence)
     strategy = build_strategy(spec, device, precision, world)
     objective = build(OBJECTIVES, spec.objective, "objective")
     if spec.loop.validate_every is not None and spec.data.validation is None:
@@ -54,11 +63,14 @@ def build_run(spec: RunSpec, name: str, work: WorkDir, record: RunRecord, world:
             "Add data.validation=0.05 (a share of the training rows), or data.validation=FILE.",
         )
     extras = build_extras(spec, world)
+    validation = [Validation()] if spec.data.validation is not None else []
+    check_best(spec, [*validation, *extras])
 
     check_model(spec.model, train=True)
-    pick(OPTIMISERS, spec.optim.name, "optimiser")
+    check_optimiser(spec, world.size, scaled=precision.scaled)
     checkpoint = find_checkpoint(spec.resume, work.folder)
     meta = read_meta(strategy, checkpoint) if checkpoint else None
+    check_same(checkpoint, meta, world)
     seed = spec.seed
     if checkpoint and meta:
         check_spec(spec, meta, checkpoint)
@@ -81,9 +93,7 @@ def build_run(spec: RunSpec, name: str, work: WorkDir, record: RunRecord, world:
     record.data = {"fingerprint": data.fingerprint, "report": data.report.to_dict()}
     if checkpoint and meta:
         check_data(data, meta, checkpoint, accept=spec.resume_changed_data)
-    probe = [Probe(spec.probe, data.template)] if spec.probe and spec.probe.questions and strategy.answers else []
-    if spec.probe and spec.probe.questions and not strategy.answers:
-        LOGGER.warning("With ZeRO-3 the questions of probe are not asked; xtuner chat asks them after the run.")
+    probe = [Probe(spec.probe, data.template)] if spec.probe and spec.probe.questions else []
     order = Order(
         len(data.train),
         spec.loop.batch_size,
@@ -95,7 +105,7 @@ def build_run(spec: RunSpec, name: str, work: WorkDir, record: RunRecord, world:
         accumulate=spec.loop.accumulate,
     )
     num_iters = count_iters(spec, order.iters_per_epoch)
-    schedule = build_schedule(spec.schedule, spec.optim.lr, num_iters)
+    schedule = build_schedule(spec.schedule, spec.optim.lr, num_iters, order.iters_per_epoch)
 
     plan = plan_run(spec, device, data.train.sizes(), num_iters, world)
     LOGGER.info("Loading %s", spec.model.path)
@@ -103,11 +113,16 @@ def build_run(spec: RunSpec, name: str, work: WorkDir, record: RunRecord, world:
     packed = several_in_a_row(spec)
     home = str(strategy.loading_device(spec.model.quant is not None))
     settled = plan.resolved().model if plan else spec.model
-    model = load_model(settled, device=home, dtype=precision.weights, train=True, packed=packed)
+    options: dict[str, Any] = {"dtype": precision.weights, "train": True, "packed": packed}
+    if spec.model.quant is not None and spec.model.quant.type == "fp8":
+        first = order.rows(0)
+        batch = collate([data.train[row] for row in first], first)
+        options["make_fp8"] = gate_fp8(spec.model.quant, batch, precision, record)
+    model = load_model(settled, device=home, **options)
     check_rotary(base_model(model).config, spec.data.max_length, packed=packed)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # type: ignore[operator]
         check_vocabulary(model, data.train.highest_id(), spec.model.tokenizer or spec.model.path)
-    model = strategy.place(model, lambda placed: build_optimiser(spec.optim, placed))
+    model = strategy.place(model, lambda placed: build_optimiser(spec.optim, placed, seed))
     work.require_space(checkpoint_bytes(model, spec))
     run = Run(
         spec=spec,
@@ -138,7 +153,8 @@ def build_run(spec: RunSpec, name: str, work: WorkDir, record: RunRecord, world:
             DataInfo(),
             ProgressLog(None if world.rank == 0 else False),
             Checkpoint(),
-            Validation(),
+            *validation,
+            *([KeepBest()] if spec.checkpoint.best else []),
             *probe,
             *extras,
         ],

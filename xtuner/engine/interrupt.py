@@ -31,9 +31,10 @@ class Wish:
 
 @contextmanager
 def listen() -> Iterator[Wish]:
-    """Turn the first Ctrl-C or SIGTERM into a wish; a second one acts at once, as it did before.
+    """Turn Ctrl-C and SIGTERM into a wish; a second Ctrl-C acts at once, as it did before.
 
-    Outside the main thread, where Python lets nobody listen, nothing changes.
+    A second SIGTERM does not: launchers and schedulers send it to a process and to its parent, which passes it on, and
+    whoever cannot wait sends SIGKILL. Outside the main thread, where Python lets nobody listen, nothing changes.
     """
     wish = Wish()
     if threading.current_thread() is not threading.main_thread():
@@ -42,9 +43,8 @@ def listen() -> Iterator[Wish]:
     previous: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
-        wish.signal = number
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+        wish.signal = wish.signal or number
+        signal.signal(signal.SIGINT, previous[signal.SIGINT])
 
     for each in map(int, NAMES):
         previous[each] = signal.getsignal(each)

@@ -39,7 +39,7 @@ def advise(spec: RunSpec, plan: Plan | None = None) -> str:
         return f"Add {' '.join(changes[0])}" if changes else SMALLER
     spec = plan.resolved()
     held = f"By the plan it holds {render_classes(plan)} GiB."
-    for words in list_changes(spec, is_cpu=plan.card.is_cpu):
+    for words in list_changes(spec, is_cpu=plan.card.is_cpu, tied=plan.shape.tied):
         changed = override_spec(spec, words)
         memory = weigh_chosen(changed, plan.shape, plan.card, work_of(changed, plan.work))
         if memory.need <= WORTHWHILE * plan.memory.need:

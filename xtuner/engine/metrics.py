@@ -88,11 +88,15 @@ class Metrics:
             sums["norm"] = micro.norm
         tokens = micro.batch.input_ids.numel()
         entry = Entry(micro.iteration, micro.batch.rows, tokens, now - self.clock, self.data_seconds, sums)
-        self.clock, self.data_seconds = now, 0.0
+        self.data_seconds = 0.0
         self.entries.append(entry)
         self.pending.append(entry)
         if self.device.type == "cpu" or len(self.pending) == self.window:
             self.read()
+            read = time.perf_counter()
+            entry.seconds += read - now  # what the card still had to do for these iterations
+            now = read
+        self.clock = now
 
     def read(self) -> None:
         """Bring all numbers to the host (one transfer) and check them.
@@ -103,7 +107,10 @@ class Metrics:
         tensors = [value for entry in self.pending for value in entry.sums.values()]
         if not tensors:
             return
-        values = iter(torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in tensors]).tolist())
+        # a norm of gradients that are kept on the host is there, too
+        device = next((value.device for value in tensors if isinstance(value, Tensor)), None)
+        numbers = [torch.as_tensor(value, dtype=torch.float32, device=device) for value in tensors]
+        values = iter(torch.stack(numbers).tolist())
         pending, self.pending = self.pending, []
         for entry in pending:
             entry.sums = {name: next(values) for name in entry.sums}

@@ -7,16 +7,32 @@ from torch import nn
 from torch.optim import Optimizer
 
 from xtuner.config.choice import pick
-from xtuner.config.spec import OptimSpec
+from xtuner.config.spec import OptimSpec, RunSpec
 from xtuner.engine import OPTIMISERS
+from xtuner.engine.in_backward import check_in_backward, step_in_backward
 from xtuner.errors import UserError
 from xtuner.log import LOGGER
 
 Groups = list[dict[str, Any]]
 
 
-def build_optimiser(spec: OptimSpec, model: nn.Module) -> Optimizer:
-    """Make the optimiser of the trainable parameters of `model`.
+def check_optimiser(spec: RunSpec, num_processes: int, *, scaled: bool) -> None:
+    """Refuse an optimiser that does not go with the rest of a run; `scaled`: the loss is, for float16.
+
+    Raises:
+        UserError: unknown name, or what of the run it does not go with.
+    """
+    pick(OPTIMISERS, spec.optim.name, "optimiser")
+    check_in_backward(spec, num_processes, scaled=scaled)
+    if spec.optim.name == "adamw_bf16" and spec.strategy.name == "deepspeed":
+        raise UserError(
+            "DeepSpeed keeps a copy of the weights in float32, which optim.name=adamw_bf16 is there to save.",
+            "Set optim.name=adamw, or strategy=ddp.",
+        )
+
+
+def build_optimiser(spec: OptimSpec, model: nn.Module, seed: int = 0) -> Optimizer:
+    """Make the optimiser of the trainable parameters of `model`; `seed` is for those that round by chance.
 
     Raises:
         UserError: unknown name, or nothing to train.
@@ -25,6 +41,17 @@ def build_optimiser(spec: OptimSpec, model: nn.Module) -> Optimizer:
     if not groups:
         raise UserError("Nothing in this model is trained.", "Give model.lora, or train the model without model.quant.")
     optimiser: Optimizer = pick(OPTIMISERS, spec.name, "optimiser")(groups, spec)
+    if "seed" in optimiser.defaults:
+        for group in optimiser.param_groups:
+            group["seed"] = seed
+    elif any(parameter.dtype == torch.bfloat16 for group in groups for parameter in group["params"]):
+        LOGGER.warning(
+            "Weights in bfloat16 lose what optim.name=%s adds to them where that is under a 256th of the weight; "
+            "optim.name=adamw_bf16 rounds so that nothing is lost on average.",
+            spec.name,
+        )
+    if spec.in_backward:
+        step_in_backward(optimiser)
     return optimiser
 
 
@@ -47,31 +74,6 @@ def adamw(groups: Groups, spec: OptimSpec) -> Optimizer:
     return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=fused)
 
 
-def adamw_8bit(groups: Groups, spec: OptimSpec) -> Optimizer:
-    """AdamW with its two moments in 8 bits (https://arxiv.org/abs/2110.02861); tensors under 4096 numbers keep 32."""
-    return _bitsandbytes("AdamW8bit", groups, spec)
-
-
-def paged_adamw(groups: Groups, spec: OptimSpec) -> Optimizer:
-    """AdamW whose moments move to host memory when the card is full; PagedAdamW32bit of 0.1.x."""
-    return _bitsandbytes("PagedAdamW32bit", groups, spec)
-
-
-def paged_adamw_8bit(groups: Groups, spec: OptimSpec) -> Optimizer:
-    """`adamw_8bit` whose moments move to host memory when the card is full."""
-    return _bitsandbytes("PagedAdamW8bit", groups, spec)
-
-
 def sgd(groups: Groups, spec: OptimSpec) -> Optimizer:
     """Gradient descent with momentum `betas[0]`; `eps` and `betas[1]` are AdamW's and not used."""
     return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.betas[0])
-
-
-def _bitsandbytes(name: str, groups: Groups, spec: OptimSpec) -> Optimizer:
-    import bitsandbytes  # slow to import, and few runs need it
-
-    if name.startswith("Paged") and groups[0]["params"][0].device.type == "cpu":
-        LOGGER.info("optim.name=%s: a CPU has no card to page from, so the moments simply stay in memory.", spec.name)
-        name = name.removeprefix("Paged")
-    optimiser: Optimizer = getattr(bitsandbytes.optim, name)(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
-    return optimiser

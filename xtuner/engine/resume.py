@@ -7,6 +7,7 @@ holds weights, optimiser and a number. Between two optimiser steps the weights a
 
 import os
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from xtuner.checkpoint.state import find_last
 from xtuner.config.spec import RunSpec
 from xtuner.engine.run import Run
 from xtuner.engine.strategy.base import Strategy
+from xtuner.engine.strategy.world import World
 from xtuner.errors import UserError
 from xtuner.log import LOGGER
 from xtuner.version import __version__
@@ -69,15 +71,31 @@ def save_checkpoint(run: Run, path: Path, *, optimizer: bool = True) -> None:
     Raises:
         UserError: nan or inf in a loss or weight, or the disk is full; earlier checkpoints are intact.
     """
+    keep = run.spec.checkpoint.keep
+    kept = [name for name in run.kept if name != path.name] + [path.name]
+    old = kept[:-keep] if keep else []
+    kept = kept[len(old) :]
+    write_state(run, path, {"kept": kept}, optimizer=optimizer)
+    run.work.point_to(path)
+    run.kept = kept
+    run.record.last_checkpoint = path.name
+    run.work.write_record(run.record)
+    for name in old:
+        run.work.remove(name)
+    LOGGER.info("Saved %s", path)
+
+
+def write_state(run: Run, path: Path, further: Mapping[str, Any], *, optimizer: bool) -> None:
+    """Write what a resume needs, and nothing else in the work dir; `further` is added to what it says of the run.
+
+    Raises:
+        UserError: nan or inf in a loss or weight, or the disk is full.
+    """
     hub = {
         "log_scalars": run.metrics.state(run.border),
         "runtime_info": {"iter": run.iteration, "max_iters": run.num_iters, "seed": run.seed},
         "resumed_keys": {},
     }
-    keep = run.spec.checkpoint.keep
-    kept = [name for name in run.kept if name != path.name] + [path.name]
-    old = kept[:-keep] if keep else []
-    kept = kept[len(old) :]
     meta = {
         "iter": run.iteration,
         "epoch": run.iteration // run.order.iters_per_epoch,
@@ -90,20 +108,13 @@ def save_checkpoint(run: Run, path: Path, *, optimizer: bool = True) -> None:
         "spec": run.spec.model_dump(mode="json"),
         **run.footing,
         "spikes": run.spikes.state() if run.spikes is not None else None,
-        "kept": kept,
+        "kept": run.kept,
         "rows_per_iter": run.spec.loop.batch_size * run.strategy.readers,
         "iters_per_epoch": run.order.iters_per_epoch,
+        **further,
     }
-    schedule = {**vars(run.schedule), "last_step": run.border}
-    state = {"meta": meta, "message_hub": hub, "param_schedulers": [schedule]}
-    run.strategy.save(path, state, optimizer=optimizer)
-    run.work.point_to(path)
-    run.kept = kept
-    run.record.last_checkpoint = path.name
-    run.work.write_record(run.record)
-    for name in old:
-        run.work.remove(name)
-    LOGGER.info("Saved %s", path)
+    schedule = {**run.schedule.describe(), "last_step": run.border}
+    run.strategy.save(path, {"meta": meta, "message_hub": hub, "param_schedulers": [schedule]}, optimizer=optimizer)
 
 
 def read_meta(strategy: Strategy, path: Path) -> dict[str, Any]:
@@ -120,6 +131,23 @@ def read_meta(strategy: Strategy, path: Path) -> dict[str, Any]:
             f"Start anew from its weights: model.weights={path}",
         )
     return {**meta, "log_scalars": state["message_hub"]["log_scalars"]}
+
+
+def check_same(path: Path | None, meta: Mapping[str, Any] | None, world: World) -> None:
+    """Make sure that all processes go on from one checkpoint, or all from none.
+
+    Raises:
+        UserError: some found another one than others, as happens where they do not see the same disk.
+    """
+    mark = zlib.crc32(repr((path.name, sorted(meta.items()))).encode()) if path and meta else -1
+    if world.agree(mark) == -world.agree(-mark):
+        return
+    places = [world.agree(meta["iter"] if meta else 0), -world.agree(-(meta["iter"] if meta else 0))]
+    what = f"at iterations {places[1]} and {places[0]}" if places[0] != places[1] else "with different contents"
+    raise UserError(
+        f"The processes found different checkpoints to go on from, {what} (0: none).",
+        "The work dir must be on a disk that all machines see; or name one checkpoint that is the same on all of them.",
+    )
 
 
 def check_spec(spec: RunSpec, meta: Mapping[str, Any], path: Path) -> None:

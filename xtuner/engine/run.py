@@ -110,6 +110,8 @@ class Callback:
 
     first_rank_only = False
     """It only writes what rank 0 knows anyway, so the other ranks do without it."""
+    measures: tuple[str, ...] = ()
+    """Names of the numbers that it measures on data that are not trained and hands to `after_validation`."""
 
     def before_train(self, run: Run) -> None:
         """Everything is built, nothing is trained."""
@@ -119,6 +121,9 @@ class Callback:
 
     def after_checkpoint(self, run: Run, path: Path) -> None:
         """A checkpoint of `run.iteration` is on the disk."""
+
+    def after_validation(self, run: Run, scalars: dict[str, float]) -> None:
+        """Numbers were measured on data that are not trained; the same on all ranks."""
 
     def after_train(self, run: Run) -> None:
         """All iterations are done and saved."""

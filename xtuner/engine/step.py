@@ -10,6 +10,7 @@ from xtuner.dataset.batch import Batch
 from xtuner.engine.strategy.base import Strategy
 from xtuner.objective.loss import Loss
 from xtuner.objective.protocol import Objective
+from xtuner.ops.linear_cross_entropy import find_learned
 from xtuner.ops.packing import Packing
 
 
@@ -58,6 +59,7 @@ def train_step(
             refused.append(norm)
         return not refused
 
+    strategy.set_lr(lr)
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
         seed_iteration(strategy.device, seed, first + index, strategy.world.rank)
@@ -65,7 +67,7 @@ def train_step(
             loss = strategy.loss(objective, model, to_device(batch, strategy.device))
             strategy.backward(loss.total * scale)
         losses.append(loss.total.detach())
-        norm = strategy.step(lr, max_norm, accept if judge is not None else None) if last else None
+        norm = strategy.step(max_norm, accept if judge is not None else None) if last else None
         after(Micro(first + index, batch, detach(loss), last, norm, bool(refused)))
 
 
@@ -90,6 +92,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         labels=batch.labels.pin_memory(),
         positions=batch.positions.pin_memory(),
         packing=Packing(batch.packing.cu_seqlens.pin_memory(), batch.packing.max_seqlen),
+        learned=find_learned(batch.labels[0]).pin_memory(),
     )
     return pinned.to(device)
 

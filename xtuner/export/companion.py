@@ -82,6 +82,8 @@ def write_companions(
             words.tokenizer.save_pretrained(folder)
             own = {key: settings[key] for key in ("chat_template", *words.options) if key in settings}
             settings = {**(_read(folder / "tokenizer_config.json") or {}), **own}
+            if words.template is not None and settings.get("split_special_tokens"):
+                settings["split_special_tokens"] = False  # the template spells them out
         _write(folder / "tokenizer_config.json", settings)
         _write(
             folder / "generation_config.json", generation_config(base, config, words.tokenizer, stop_words, tell=tell)

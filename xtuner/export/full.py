@@ -17,6 +17,7 @@ from xtuner.conversation.template import ChatTemplate
 from xtuner.errors import UserError
 from xtuner.export.companion import Speech, read_config_json, vocabulary_key, write_companions
 from xtuner.export.fold import embedding_name, head_name
+from xtuner.export.target import refuse_folder
 from xtuner.export.trained import narrow
 from xtuner.log import LOGGER
 from xtuner.model.foreign_code import announce_code
@@ -107,17 +108,3 @@ def words_of(
         template = to_template(name if isinstance(name, str) else name.fields()) if name else None
     tokens = {key: value for key, value in spec.model.tokenizer_options.items() if key.endswith("_token")}
     return Speech(tokenizer, folder, template, tokens, renewed=spec.model.resize_vocab)
-
-
-def refuse_folder(save_dir: Path, *sources: Path) -> None:
-    """Refuse to write a model over one of its sources, or next to an adapter that loaders would put on top of it.
-
-    Raises:
-        UserError: such a folder.
-    """
-    if any(save_dir.exists() and save_dir.resolve() == source.resolve() for source in sources):
-        raise UserError(f"{save_dir} is the folder that is read from.", "Give another folder to save into.")
-    if (save_dir / "adapter_config.json").exists():
-        raise UserError(
-            f"{save_dir} holds an adapter, which loaders would put on top of the model.", "Give another folder."
-        )

@@ -21,8 +21,9 @@ from xtuner.conversation.detect import detect_template
 from xtuner.errors import UserError
 from xtuner.export.companion import Speech, read_config_json, vocabulary_key, write_companions
 from xtuner.export.fold import Fold, embedding_name, head_name
-from xtuner.export.full import refuse_folder, words_of, write_full
+from xtuner.export.full import words_of, write_full
 from xtuner.export.streamed import Unnamed
+from xtuner.export.target import refuse_folder
 from xtuner.export.to_hf import to_adapter
 from xtuner.export.trained import read_trained
 from xtuner.export.verify import compare, find_wrong_weight

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from xtuner.checkpoint.folder import WEIGHTS, fresh_folder, require_space, writing
 from xtuner.checkpoint.shards import ShardReader, ShardWriter
-from xtuner.errors import UserError
+from xtuner.export.target import refuse_folder
 from xtuner.log import LOGGER
 
 
@@ -19,8 +19,7 @@ def split(src: Path, dst: Path, *, tell: Callable[[str], None] = LOGGER.info) ->
         UserError: no model in `src`, `dst` is `src`, or the disk is full.
     """
     reader = ShardReader(src)
-    if dst.exists() and dst.resolve() == src.resolve():
-        raise UserError(f"{dst} is the folder that is read from.", "Give another folder to save into.")
+    refuse_folder(dst, src)
     require_space(dst, reader.num_bytes())
     tell(f"Saving {len(reader.names())} shards to {dst}...")
     with fresh_folder(dst) as aside:

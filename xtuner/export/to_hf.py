@@ -21,6 +21,7 @@ from xtuner.conversation.builtin import to_template
 from xtuner.conversation.jinja import to_jinja
 from xtuner.conversation.template import ChatTemplate
 from xtuner.errors import UserError
+from xtuner.export.target import refuse_model_folder
 from xtuner.export.trained import narrow, read_trained
 from xtuner.log import LOGGER
 from xtuner.model.position import position_changes
@@ -47,7 +48,7 @@ def pth_to_hf(
 
     Raises:
         UserError: the checkpoint is missing, cut short, or was not trained as `spec` says; a value that `dtype` cannot
-            hold; the disk is full.
+            hold; `save_dir` holds a model that the adapter would be put on; the disk is full.
     """
     check_runnable(spec, "model.vision")
     limit = read_size(max_shard_size)
@@ -57,6 +58,8 @@ def pth_to_hf(
             "This config quantises the model without an adapter, and quantised weights are not trained.",
             "Add LoRA settings to the config and train again.",
         )
+    if spec.model.lora is not None:
+        refuse_model_folder(save_dir)
     state = read_trained(pth)
     extra = dict([copy]) if copy else {}
     template = _trained_template(spec, pth)

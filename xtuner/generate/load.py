@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 from xtuner.checkpoint.dtype import DTYPES, SHORT
 from xtuner.checkpoint.model_folder import check_folder
 from xtuner.config.spec import ModelSpec, QuantSpec
-from xtuner.conversation.builtin import PLAIN, TEMPLATES, find_template, to_template
-from xtuner.conversation.detect import detect_template
+from xtuner.conversation.builtin import PLAIN, find_template, to_template
+from xtuner.conversation.detect import advise_template, detect_template
 from xtuner.conversation.template import ChatTemplate
 from xtuner.errors import UserError
 from xtuner.generate.local import LocalChat
@@ -112,7 +112,7 @@ def _known_template(source: ChatSource, tokenizer: Any) -> ChatTemplate | None:
         return PLAIN  # trained on plain text, on a base that speaks no template either
     raise UserError(
         f"It is not known how {source.model.path} spells a conversation; it looks like a base model.",
-        f"Name a template with --prompt-template: {', '.join(sorted(TEMPLATES))}.",
+        f"Name a template with --prompt-template: {advise_template(source.model.path)}.",
     )
 
 

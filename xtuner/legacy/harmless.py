@@ -15,6 +15,7 @@ HARMLESS: dict[tuple[str, str], str] = {
     ("AutoModelForCausalLM.from_pretrained", "empty_init"): "weights are never drawn before they are read",
     ("AutoModelForCausalLM.from_pretrained", "moe_implementation"): "experts are held in one form",
     ("AutoModelForCausalLM.from_pretrained", "expert_in_one_shard"): "experts are held in one form",
+    ("AutoModelForCausalLM.from_pretrained", "use_flash_attention_2"): "one kernel reads whole packs anyway",
     ("CLIPVisionModel.from_pretrained", "trust_remote_code"): "no code of a checkpoint runs",
     ("CLIPVisionModel.from_pretrained", "device_map"): "the engine places the model",
     ("CLIPImageProcessor.from_pretrained", "trust_remote_code"): "no code of a checkpoint runs",
@@ -30,6 +31,7 @@ HARMLESS: dict[tuple[str, str], str] = {
     ("AutoTokenizer.from_pretrained", "add_eos_token"): "BOS and EOS are placed by the chat template",
     ("AutoTokenizer.from_pretrained", "model_max_length"): "max_length decides",
     ("BitsAndBytesConfig", "llm_int8_has_fp16_weight"): "base weights are frozen, so they are stored in 8 bits",
+    ("BitsAndBytesConfig", "llm_int8_enable_fp32_cpu_offload"): "the engine places the model",
     ("BitsAndBytesConfig", "bnb_4bit_quant_storage"): "storage is not sharded in one process",
     ("LoraConfig", "task_type"): "the model is a causal language model",
     ("LoraConfig", "inference_mode"): "this is training",
@@ -68,12 +70,16 @@ HARMLESS: dict[tuple[str, str], str] = {
     ("optim_wrapper", "loss_scale"): "float16 is always scaled dynamically, bfloat16 needs none",
     ("optim_wrapper", "use_fsdp"): "the strategy decides",
     ("clip_grad", "error_if_nonfinite"): "a loss or gradient that is not finite always stops the run",
-    ("param_scheduler", "T_max"): "the schedule ends with the run",
     ("train_cfg", "by_epoch"): "the loop counts both",
     ("train_cfg", "val_interval"): "goes to what is tested while training, if anything is",
     ("train_cfg", "dynamic_intervals"): "one interval of tests holds for the whole run",
     ("train_cfg", "val_begin"): "tests begin with the first interval",
     ("CheckpointHook", "save_param_scheduler"): "the schedule is a function of the iteration",
+    ("CheckpointHook", "published_keys"): "conversion takes what it needs",
+    ("CheckpointHook", "backend_args"): "checkpoints are files",
+    ("CheckpointHook", "file_client_args"): "checkpoints are files",
+    ("CheckpointHook", "greater_keys"): "rule says which is better",
+    ("CheckpointHook", "less_keys"): "rule says which is better",
     ("LoggerHook", "log_metric_by_epoch"): "logs say both",
     ("LoggerHook", "ignore_last"): "every interval is logged",
     ("LoggerHook", "interval_exp_name"): "the work dir has the name",
@@ -104,3 +110,19 @@ HARMLESS: dict[tuple[str, str], str] = {
     ("randomness", "deterministic"): "a run repeats bit for bit on the same machine anyway",
     ("randomness", "diff_rank_seed"): "every rank has random numbers of its own",
 }
+
+IDLE_HOOKS: dict[str, str] = {
+    "EmptyCacheHook": "memory is given back where it is needed",
+    "SyncBuffersHook": "buffers are the same on all ranks",
+    "MemoryProfilerHook": "the log says the memory at every line",
+    "ProfilerHook": "nothing is traced; the log says times and tokens per second",
+    "NPUProfilerHook": "nothing is traced; the log says times and tokens per second",
+    "NaiveVisualizationHook": "there are no pictures to draw",
+}
+"""Hooks of mmengine that change nothing in what is learned -> why they can be left out."""
+
+LOST_HOOKS: dict[str, str] = {
+    "EMAHook": "no running average of the weights is kept",
+    "EarlyStoppingHook": "a run goes to its end (save_best keeps the state that did best)",
+}
+"""Hooks of mmengine that change what is learned -> why a run cannot do that."""

@@ -4,6 +4,7 @@ from xtuner.config.table import Table
 from xtuner.errors import UserError
 from xtuner.legacy.phrase import Phrase
 from xtuner.legacy.rows import read_map_function, read_rows
+from xtuner.legacy.vocabulary import word_of
 
 METRIC = "MMLUMetric"
 TESTS = (("val", "validation"), ("test", "test"))
@@ -18,7 +19,14 @@ def read_mmlu(root: Phrase) -> Table | None:
     """
     options = Table(file=root.table.file, line=root.table.line)
     for word, option in TESTS:
-        loader, metric = root.part(f"{word}_dataloader"), root.phrase(f"{word}_evaluator", METRIC)
+        loader, given = root.part(f"{word}_dataloader"), root.take(f"{word}_evaluator")
+        if isinstance(given, Table) and word_of(given.get("type")) != METRIC:
+            raise UserError(
+                f"{given.where('type')}: the only test that is known is {METRIC}.",
+                f"Set {word}_dataloader and {word}_evaluator to None; data.validation=FILE on the command line "
+                "measures the loss on rows of your own.",
+            )
+        metric = root.phrase(f"{word}_evaluator", METRIC)
         if loader is None:
             continue
         if metric is None:

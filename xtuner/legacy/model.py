@@ -31,7 +31,7 @@ OBJECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
 # what 0.1.x computed in float16 is computed in the best format that the device has
 DTYPES = {"float16": "auto", "half": "auto", "bfloat16": "bfloat16", "float32": "float32", "float": "float32"}
 # flash_attention_2 asked for what attention here always is: no padding, one kernel over whole packs
-ATTENTION = {None: "auto", "flash_attention_2": "auto", "sdpa": "sdpa", "eager": "eager"}
+ATTENTION = {None: "auto", "flash_attention_2": "auto", "flash_attention_3": "auto", "sdpa": "sdpa", "eager": "eager"}
 
 
 def read_text_model(model: Phrase) -> tuple[Table, Table]:
@@ -132,6 +132,9 @@ def read_quant(quant: Phrase) -> Table | None:
     if four and eight:
         raise UserError(f"{quant.where('load_in_8bit')}: 4 bits and 8 bits at once.", "Set one of them to False.")
     threshold, kind = quant.take("llm_int8_threshold", 6.0), quant.take("bnb_4bit_quant_type", "fp4")
+    quant.only(
+        "llm_int8_skip_modules", None, ["lm_head"], fix="Remove llm_int8_skip_modules: the head is never quantised."
+    )
     double, compute = quant.take("bnb_4bit_use_double_quant", False), quant.take("bnb_4bit_compute_dtype")
     quant.done()
     if four:

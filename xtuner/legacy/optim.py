@@ -1,18 +1,11 @@
 """Optimiser, precision, schedule and length of a 0.1.x run."""
 
-from typing import Any
-
 from xtuner.config.table import Table
 from xtuner.errors import UserError
 from xtuner.legacy.phrase import Phrase, as_phrase
 from xtuner.legacy.vocabulary import OPTIMISERS, dotted
 
 LOOPS = ("TrainLoop", "EpochBasedTrainLoop", "IterBasedTrainLoop")
-SCHEDULES = {"LinearLR": "linear", "CosineAnnealingLR": "cosine", "ConstantLR": "constant"}
-IN_ROW = "Write begin and end in epochs, one after another, up to max_epochs."
-CLOSE = 1e-6
-NEVER = 1e8
-"""mmengine ends a schedule without an end at a thousand million."""
 
 
 def read_optim(root: Phrase, loop: Table) -> Table:
@@ -37,7 +30,15 @@ def read_optim(root: Phrase, loop: Table) -> Table:
         spec.put("betas", (optimizer.number("momentum", 0.0), 0.999), optimizer.line("momentum"))
     # AdamW of torch decays by 0.01 unless told otherwise
     optimizer.move("weight_decay", spec, "weight_decay", default=0.01 if optimizer.word == "AdamW" else None)
+    if optimizer.word == "Adam" and spec.get("weight_decay"):
+        raise UserError(
+            f"{optimizer.where('weight_decay')}: Adam adds the decay to the gradient, which is not done here.",
+            "Write type=AdamW, or weight_decay=0, with which the two are the same.",
+        )
+    for argument, usual in (("amsgrad", False), ("adamw_mode", True), ("adam_w_mode", True), ("maximize", False)):
+        optimizer.only(argument, usual, fix=f"Remove {argument}.")
     optimizer.done()
+    read_groups(wrapper)
     clip = wrapper.part("clip_grad")
     spec.put("max_norm", None, wrapper.line("clip_grad"))
     if clip is not None:
@@ -53,6 +54,26 @@ def read_optim(root: Phrase, loop: Table) -> Table:
         loop.put("precision", (dotted(dtype) or str(dtype)).removeprefix("torch."), wrapper.line("dtype"))
     wrapper.done()
     return spec
+
+
+def read_groups(wrapper: Phrase) -> None:
+    """Take `paramwise_cfg`: norms and biases never decay, and all weights have one learning rate.
+
+    Raises:
+        UserError: it asks for something else.
+    """
+    wrapper.only(
+        "constructor", None, "DefaultOptimWrapperConstructor", fix="Remove it: weights have one learning rate."
+    )
+    groups = wrapper.part("paramwise_cfg")
+    if groups is None:
+        return
+    for argument in ("bias_decay_mult", "norm_decay_mult", "flat_decay_mult"):
+        groups.only(argument, None, 0, 1, fix="Remove it: norms and biases never decay.")
+    groups.take("bypass_duplicate")
+    for argument in ("custom_keys", "bias_lr_mult", "dwconv_decay_mult", "dcn_offset_lr_mult"):
+        groups.only(argument, None, 1, {}, fix=f"Remove {argument}: weights have one learning rate and one decay.")
+    groups.done()
 
 
 def read_strategy_optim(root: Phrase, spec: Table, loop: Table) -> None:
@@ -77,114 +98,3 @@ def read_loop(root: Phrase, loop: Table) -> None:
     if "epochs" not in loop and "max_iters" not in loop:
         raise UserError(f"{cfg.where()}: train_cfg does not say how long to train.", "Add max_epochs=3.")
     cfg.done()
-
-
-def read_schedule(root: Phrase, loop: Table) -> Table:
-    """Translate `param_scheduler`: an optional linear warm-up, then a cosine, a linear fall, or nothing more.
-
-    0.1.x gives begin and end in epochs, a `RunSpec` the warm-up as a share of the run.
-
-    Raises:
-        UserError: another schedule, gaps, overlaps, or an end that is not that of the run.
-    """
-    value = root.take("param_scheduler")
-    where = root.where("param_scheduler")
-    spec = Table({"name": "constant", "warmup": 0.0}, file=root.table.file, line=root.line("param_scheduler"))
-    if value is None:
-        return spec
-    listed = value if isinstance(value, list | tuple) else [value]
-    phrases = [as_phrase(one, tuple(SCHEDULES), "param_scheduler", where) for one in listed]
-    for phrase in phrases:
-        phrase.role = "param_scheduler"
-    by_epoch = read_unit(phrases)
-    end = run_length(phrases, loop, by_epoch)
-    close = CLOSE * max(1.0, end)
-    position = 0.0
-    for number, phrase in enumerate(phrases):
-        begin, until = phrase.number("begin", 0), phrase.number("end", end)
-        until = end if until > NEVER else until
-        if abs(begin - position) > close:
-            raise UserError(f"{phrase.where('begin')}: this schedule begins at {begin:g}, not at {position:g}.", IN_ROW)
-        if phrase.word == "LinearLR" and is_warmup(phrase):
-            if number:
-                raise UserError(f"{phrase.where()}: a warm-up stands first.", "Put it in front.")
-            read_warmup(phrase, spec, until, end if by_epoch else None)
-        else:
-            spec.put("name", SCHEDULES[phrase.word], phrase.line("type"))
-            read_floor(phrase, root, spec)
-            if abs(until - end) > close:
-                unit = "epochs" if by_epoch else "iterations"
-                raise UserError(
-                    f"{phrase.where('end')}: the schedule ends after {until:g} {unit}, the run after {end:g}.",
-                    "Leave end out, and the schedule ends with the run; in built-in configs max_epochs sets both.",
-                )
-        phrase.done()
-        position = until
-    return spec
-
-
-def read_warmup(phrase: Phrase, spec: Table, until: float, end: float | None) -> None:
-    """Translate a warm-up: as a share of a run of `end` epochs, or (None) in iterations."""
-    factor = phrase.number("start_factor", 1 / 3)
-    if end is None:
-        if until >= 1:
-            spec.put("warmup_iters", int(until), phrase.line("end"))
-    else:
-        spec.put("warmup", round(until / end, 12), phrase.line("end"))
-    if spec["warmup"] or "warmup_iters" in spec:
-        spec.put("warmup_start", factor, phrase.line("start_factor"))
-
-
-def read_unit(phrases: list[Phrase]) -> bool:
-    """Say whether the schedules count epochs, and not iterations.
-
-    Raises:
-        UserError: some do and some do not, or they are stepped once an epoch.
-    """
-    units = [bool(phrase.take("by_epoch", True)) for phrase in phrases]
-    for phrase, by_epoch in zip(phrases, units, strict=True):
-        if by_epoch != units[0]:
-            raise UserError(f"{phrase.where('by_epoch')}: one schedule counts epochs, another iterations.", IN_ROW)
-        if not phrase.take("convert_to_iter_based", False) and by_epoch:
-            raise UserError(
-                f"{phrase.where('convert_to_iter_based')}: the learning rate moves every iteration, not every epoch.",
-                "Write by_epoch=True, convert_to_iter_based=True, begin and end in epochs.",
-            )
-    return units[0] if units else True
-
-
-def run_length(phrases: list[Phrase], loop: Table, by_epoch: bool) -> float:
-    """Return the length of the run in the unit of the schedules.
-
-    Epochs cannot be turned into iterations before the data are known, and the other way round: then the last end that
-    a schedule names is the length.
-    """
-    if by_epoch != ("max_iters" in loop):
-        return float(loop["epochs" if by_epoch else "max_iters"])
-    ends = [phrase.number("end", 0) for phrase in phrases if not (phrase.word == "LinearLR" and is_warmup(phrase))]
-    longest = max((end for end in ends if end <= NEVER), default=0.0)
-    if longest and not by_epoch:
-        last = phrases[-1]
-        raise UserError(
-            f"{last.where('end')}: the schedule ends after {longest:g} iterations, and train_cfg counts epochs.",
-            f"Leave end out, and the schedule ends with the run; or write train_cfg = dict(max_iters={longest:g}).",
-        )
-    return longest or 1.0
-
-
-def is_warmup(phrase: Phrase) -> bool:
-    """Whether a linear schedule rises; mmengine's defaults are 1/3 to 1."""
-    return phrase.number("start_factor", 1 / 3) <= phrase.number("end_factor", 1.0)
-
-
-def read_floor(phrase: Phrase, root: Phrase, spec: Table) -> None:
-    """Translate where a schedule ends: `eta_min`, or `end_factor` times the learning rate."""
-    if phrase.word == "CosineAnnealingLR":
-        phrase.move("eta_min", spec, "min_lr")
-    elif phrase.word == "LinearLR":
-        if phrase.number("start_factor", 1 / 3) != 1:
-            raise UserError(f"{phrase.where('start_factor')}: a falling schedule starts at 1.", "Write start_factor=1.")
-        optimizer: Any = root.take("optim_wrapper")["optimizer"]
-        spec.put("min_lr", optimizer["lr"] * phrase.number("end_factor", 1.0), phrase.line("end_factor"))
-    elif phrase.number("factor", 1 / 3) != 1:
-        raise UserError(f"{phrase.where('factor')}: a constant schedule keeps the learning rate.", "Write factor=1.")

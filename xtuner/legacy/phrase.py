@@ -1,12 +1,16 @@
 """One `dict(type=word, ...)` of a config, whose arguments are taken one by one; what is left over is an error."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from xtuner.config.ref import Ref
 from xtuner.config.table import Table
 from xtuner.errors import UserError, did_you_mean
 from xtuner.legacy.harmless import HARMLESS
 from xtuner.legacy.vocabulary import WORDS, dotted, word_of
+
+Tell = Callable[[str], None]
+"""Says a sentence to the person whose config it is."""
 
 
 class Phrase:
@@ -147,3 +151,12 @@ def short(value: Any) -> str:
     """Show a value in at most 60 letters."""
     text = repr(dict(value) if isinstance(value, Mapping) else value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def to_plain(value: Any) -> Any:
+    """Return a value with imported names as dotted texts, as a dump has them."""
+    if isinstance(value, Ref):
+        return value.path
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -9,14 +9,16 @@ from xtuner.config.spec import RunSpec
 from xtuner.config.table import COMMAND_LINE, Table
 from xtuner.errors import UserError, did_you_mean
 from xtuner.legacy.data import read_data
-from xtuner.legacy.hook import read_custom_hooks, read_default_hooks
+from xtuner.legacy.hook import read_hooks
 from xtuner.legacy.mmlu import read_mmlu
-from xtuner.legacy.model import TEXT_MODELS, read_text_model
-from xtuner.legacy.optim import read_loop, read_optim, read_schedule
-from xtuner.legacy.phrase import Phrase, as_phrase
+from xtuner.legacy.model import LOADERS, TEXT_MODELS, read_text_model
+from xtuner.legacy.optim import read_loop, read_optim
+from xtuner.legacy.phrase import Phrase, Tell, as_phrase
+from xtuner.legacy.schedule import read_schedule
 from xtuner.legacy.trainer import read_trainer
 from xtuner.legacy.vision import VISION_MODELS, read_vision_model
-from xtuner.legacy.vocabulary import VARIABLES
+from xtuner.legacy.vocabulary import VARIABLES, dotted, word_of
+from xtuner.log import LOGGER
 
 BACKENDS: dict[str, str | None] = {
     "LocalVisBackend": None,
@@ -26,9 +28,10 @@ BACKENDS: dict[str, str | None] = {
 """Where 0.1.x wrote numbers -> the callback that writes there; None: what is always written."""
 
 
-def to_run_spec(config: Config) -> RunSpec:
+def to_run_spec(config: Config, tell: Tell = LOGGER.warning) -> RunSpec:
     """Translate a config of XTuner 0.1.9 ... 0.1.23, as written or as dumped into a work dir.
 
+    `tell` gets a sentence for everything that is written and has no effect here although it had one in 0.1.x.
     A part that no engine runs yet (pictures, preferences, several processes) translates all the same.
 
     Raises:
@@ -38,6 +41,8 @@ def to_run_spec(config: Config) -> RunSpec:
     assert config.kind == "python"
     root = Phrase(config.values, "the config", "")
     check_variables(config)
+    for note in config.notes:
+        tell(note)
     spec = Table(file=str(config.file), line=0)
     framework = root.take("framework")
     if framework == "huggingface":
@@ -45,11 +50,11 @@ def to_run_spec(config: Config) -> RunSpec:
         return to_spec(spec)
     if framework is not None:
         raise UserError(f"{root.where('framework')}: framework is {framework!r}.", "Known: 'huggingface', or none.")
-    read_five_parts(root, spec)
+    read_five_parts(root, spec, tell)
     return to_spec(spec)
 
 
-def read_five_parts(root: Phrase, spec: Table) -> None:
+def read_five_parts(root: Phrase, spec: Table, tell: Tell) -> None:
     """Translate the usual five parts: settings, model, data, optimiser, runtime."""
     model, objective = read_model(root)
     loop = Table(file=spec.file, line=0)
@@ -60,15 +65,15 @@ def read_five_parts(root: Phrase, spec: Table) -> None:
     spec.put("data", data, root.line("train_dataloader"))
     spec.put("optim", read_optim(root, loop), root.line("optim_wrapper"))
     spec.put("schedule", read_schedule(root, loop), root.line("param_scheduler"))
-    spec.put("checkpoint", read_default_hooks(root, loop), root.line("default_hooks"))
     callbacks: list[Any] = []
-    probe = read_custom_hooks(root, model, data, callbacks)
+    checkpoint, probe = read_hooks(root, model, data, loop, callbacks, tell)
+    spec.put("checkpoint", checkpoint, root.line("default_hooks"))
     if probe is not None:
         spec.put("probe", probe, root.line("custom_hooks"))
     test = read_mmlu(root)
     if test is not None:
         callbacks.append(test)
-    callbacks += read_visualizer(root)
+    callbacks += read_visualizer(root, tell)
     spec.put("callbacks", callbacks, root.line("custom_hooks"))
     spec.put("loop", loop, root.line("train_cfg"))
     strategy = read_strategy(root)
@@ -79,7 +84,12 @@ def read_five_parts(root: Phrase, spec: Table) -> None:
 
 def read_model(root: Phrase) -> tuple[Table, Table]:
     """Translate `model` to the tables of a `ModelSpec` and of the objective."""
-    root.need("model")
+    given = root.need("model")
+    if isinstance(given, Table) and word_of(given.get("type")) in LOADERS:
+        raise UserError(
+            f"{given.where('type')}: the model is not wrapped.",
+            "Write model = dict(type=SupervisedFinetune, llm=dict(...)).",
+        )
     model = root.phrase("model", *TEXT_MODELS, *VISION_MODELS)
     assert model is not None
     if model.word in TEXT_MODELS:
@@ -124,7 +134,7 @@ def check_variables(config: Config) -> None:
             raise UserError(f"{values.where(name)}: nothing uses {name}.", f"Did you mean {near[0]}?")
 
 
-def read_visualizer(root: Phrase) -> list[Any]:
+def read_visualizer(root: Phrase, tell: Tell) -> list[Any]:
     """Translate `visualizer`: the callbacks that write numbers elsewhere than into the work dir."""
     callbacks: list[Any] = []
     visualizer = root.phrase("visualizer", "Visualizer")
@@ -132,13 +142,18 @@ def read_visualizer(root: Phrase) -> list[Any]:
         return callbacks
     for number, one in enumerate(visualizer.take("vis_backends") or []):
         where = visualizer.where("vis_backends")
+        name = (dotted(one.get("type")) or "") if isinstance(one, Table) else ""
+        if name.endswith("VisBackend") and word_of(name) is None:
+            kind = name.rsplit(".", 1)[-1]
+            tell(f"{one.where('type')}: nothing is sent to {kind}; the numbers stand in the work dir.")
+            continue
         backend = as_phrase(one, tuple(BACKENDS), f"visualizer.vis_backends.{number}", where)
         options = Table(file=backend.table.file, line=backend.table.line)
         if backend.word == "WandbVisBackend":
             options.join(backend.take("init_kwargs") or {})
         backend.done()
-        if name := BACKENDS[backend.word]:
-            callbacks.append(Table({"name": name, "options": options}, file=options.file, line=options.line))
+        if callback := BACKENDS[backend.word]:
+            callbacks.append(Table({"name": callback, "options": options}, file=options.file, line=options.line))
     visualizer.done()
     return callbacks
 

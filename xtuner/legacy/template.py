@@ -58,7 +58,8 @@ def read_template(template: Any, where: str) -> Template:
     try:
         return find_template(name).name
     except UserError as error:
-        raise UserError(f"{where}: {error.what}", error.fix) from error
+        own = "One of your own is written out: prompt_template = dict(INSTRUCTION='...{input}...', SUFFIX='...')."
+        raise UserError(f"{where}: {error.what}", f"{error.fix} {own}") from error
 
 
 def read_slots(slots: Mapping[str, Any], where: str) -> Table:

@@ -55,7 +55,10 @@ WORDS: dict[str, str] = {
     "DeepSpeedOptimWrapper": "mmengine",
     "DeepSpeedStrategy": "xtuner",
     "AdamW": "torch",
+    "Adam": "torch",
     "SGD": "torch",
+    "DeepSpeedCPUAdam": "deepspeed",
+    "FusedAdam": "deepspeed",
     "PagedAdamW": "bitsandbytes",
     "PagedAdamW32bit": "bitsandbytes",
     "PagedAdamW8bit": "bitsandbytes",
@@ -72,6 +75,14 @@ WORDS: dict[str, str] = {
     "LoggerHook": "mmengine",
     "ParamSchedulerHook": "mmengine",
     "RuntimeInfoHook": "mmengine",
+    "EMAHook": "mmengine",
+    "EarlyStoppingHook": "mmengine",
+    "EmptyCacheHook": "mmengine",
+    "SyncBuffersHook": "mmengine",
+    "MemoryProfilerHook": "mmengine",
+    "ProfilerHook": "mmengine",
+    "NPUProfilerHook": "mmengine",
+    "NaiveVisualizationHook": "mmengine",
     "DatasetInfoHook": "xtuner",
     "EvaluateChatHook": "xtuner",
     "ThroughputHook": "xtuner",
@@ -85,7 +96,10 @@ WORDS: dict[str, str] = {
     "TrainingArguments": "transformers",
 }
 
-# how the name of a class of transformers ends -> the word that stands for all of its kind
+LIBRARIES = ("transformers.", "xtuner.model.transformers_models.")
+"""Where classes of models and tokenizers come from."""
+
+# how the name of a class of these libraries ends -> the word that stands for all of its kind
 ENDINGS: dict[str, str] = {
     "ForCausalLM": "AutoModelForCausalLM.from_pretrained",
     "VisionModel": "CLIPVisionModel.from_pretrained",
@@ -130,6 +144,9 @@ VARIABLES: dict[str, str] = {
 
 OPTIMISERS: dict[str, str] = {
     "AdamW": "adamw",
+    "Adam": "adamw",
+    "DeepSpeedCPUAdam": "adamw",
+    "FusedAdam": "adamw",
     "SGD": "sgd",
     "AdamW8bit": "adamw_8bit",
     "PagedAdamW": "paged_adamw",
@@ -181,7 +198,7 @@ def word_of(value: Any) -> str | None:
         word = ".".join(parts[-length:])
         if word in WORDS and (len(parts) == length or parts[0] == WORDS[word]):
             return word
-    if len(parts) > 2 and parts[0] == "transformers" and parts[-1] == "from_pretrained":
+    if len(parts) > 2 and parts[-1] == "from_pretrained" and path.startswith(LIBRARIES):
         for ending, word in ENDINGS.items():
             if parts[-2].endswith(ending):
                 return word

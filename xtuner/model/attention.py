@@ -25,14 +25,21 @@ more where a token goes to another expert for it; a way that leaves something ou
 PROBE_LENGTHS = [5, 1, 7]
 
 
-def packing_arguments(packing: Packing) -> dict[str, Any]:
-    """Return the keyword arguments by which models pass segment borders down to the attention function."""
-    return {
+def packing_arguments(packing: Packing, model: PreTrainedModel) -> dict[str, Any]:
+    """Return the keyword arguments by which `model` passes segment borders down to the attention function.
+
+    With our function goes a mask without elements, which nobody reads: transformers takes it for one that is ready,
+    and does not look for borders in the positions, for which the host would wait for the card.
+    """
+    borders: dict[str, Any] = {
         "cu_seq_lens_q": packing.cu_seqlens,
         "cu_seq_lens_k": packing.cu_seqlens,
         "max_length_q": packing.max_seqlen,
         "max_length_k": packing.max_seqlen,
     }
+    if model.config._attn_implementation == PACKED:
+        borders["attention_mask"] = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=packing.cu_seqlens.device)
+    return borders
 
 
 def attend(
@@ -104,14 +111,14 @@ def check_packing(model: PreTrainedModel) -> None:
     rows = [torch.arange(n, device=device).mul(37).add(11).remainder(vocabulary)[None] for n in PROBE_LENGTHS]
     row = torch.cat(rows, dim=1)
     positions = torch.cat([torch.arange(n, device=device) for n in PROBE_LENGTHS])[None]
-    borders = packing_arguments(Packing.from_lengths(PROBE_LENGTHS).to(device))
+    borders = packing_arguments(Packing.from_lengths(PROBE_LENGTHS).to(device), model)
     was_training = model.training
     model.eval()
     try:
         alone = torch.cat([model(part, use_cache=False).logits for part in rows], dim=1).float()
         packed = model(row, position_ids=positions, use_cache=False, **borders).logits.float()
         leaking = model(row, use_cache=False).logits.float()
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"This model does not take packed rows: {_first_line(error)}.", UNPACKED) from error
     finally:
         model.train(was_training)

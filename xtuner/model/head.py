@@ -1,5 +1,6 @@
 """From hidden states to logits: where a model's decoder ends, and what its head does besides the product."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -10,6 +11,8 @@ from transformers import PreTrainedModel
 from xtuner.errors import UserError
 from xtuner.model.attention import packing_arguments
 from xtuner.ops.linear_cross_entropy import chunk_rows
+from xtuner.ops.packed4bit import Packed4bit
+from xtuner.ops.packed_head import PackedHead
 from xtuner.ops.packing import Packing
 
 
@@ -29,6 +32,8 @@ class Head:
     """The output layer of a model, callable on any rows of its hidden states."""
 
     module: nn.Module
+    product: Callable[[Tensor], Tensor]
+    """What `module` computes: itself, or of a 4-bit head a product that dequantises once for many calls."""
     scale: float
     """Logits are multiplied by this (Cohere; Granite divides)."""
     softcap: float | None
@@ -37,7 +42,7 @@ class Head:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """(n, D) -> logits (n, V)."""
-        logits: Tensor = self.module(hidden)
+        logits = self.product(hidden)
         if self.scale != 1:
             logits = logits * self.scale
         if self.softcap is not None:
@@ -47,7 +52,8 @@ class Head:
     @property
     def chunk(self) -> int:
         """How many rows at a time keep the logits small."""
-        return chunk_rows(self.vocabulary)
+        weight = getattr(self.module, "weight", None)
+        return chunk_rows(self.vocabulary, trained=weight is not None and weight.requires_grad)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -63,12 +69,20 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 
 def find_head(model: nn.Module) -> Head:
-    """Return the head of a causal language model, with the facts that its config states."""
+    """Return the head of a causal language model, with the facts that its config states.
+
+    Ask for it anew for every loss: what a 4-bit head dequantises lives as long as the `Head`.
+    """
     inner = base_model(model)
     config = inner.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(inner.get_output_embeddings(), scale, softcap, config.vocab_size)
+    module = inner.get_output_embeddings()
+    state = getattr(module, "quant_state", None)  # a bare 4-bit layer has it; one with an adapter runs by itself
+    product = (
+        module if state is None else PackedHead(Packed4bit.of(module.weight, module.weight.quant_state), module.bias)
+    )
+    return Head(module, product, scale, softcap, config.vocab_size)
 
 
 class Decoded(NamedTuple):
@@ -88,7 +102,7 @@ def decode(model: nn.Module, batch: PackedRow) -> Decoded:
     inner = base_model(model)
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     if batch.packing.cu_seqlens.numel() != 2:
-        arguments.update(position_ids=batch.positions, **packing_arguments(batch.packing))
+        arguments.update(position_ids=batch.positions, **packing_arguments(batch.packing, inner))
     output = getattr(inner, inner.base_model_prefix)(**arguments)
     return Decoded(output.last_hidden_state, getattr(output, "penalty", None))
 

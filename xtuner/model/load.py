@@ -1,6 +1,6 @@
 """A checkpoint becomes a tokenizer and a module, ready to train or to answer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from xtuner.model.attention import attention_of, check_attention, check_packing
 from xtuner.model.checks import explain, generation_ends, hub_options, not_found, read_json
 from xtuner.model.fp8_linear import to_fp8
 from xtuner.model.head import check_head
+from xtuner.model.host_embedding import keep_on_host
 from xtuner.model.position import position_changes
 from xtuner.model.recompute import decoder_layers, set_recompute
 from xtuner.model.register import build_config, find_class, find_tokenizer, is_reward_model, needs_remote_code
@@ -58,14 +59,21 @@ def load_tokenizer(
 
 
 def load_model(
-    spec: ModelSpec, *, device: str, dtype: torch.dtype, train: bool, packed: bool = True
+    spec: ModelSpec,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    train: bool,
+    packed: bool = True,
+    make_fp8: Callable[[PreTrainedModel], None] = to_fp8,
 ) -> torch.nn.Module:
     """Load what `spec` describes onto `device`.
 
     Weights of the checkpoint are held in `dtype` (4 or 8 bits with `spec.quant`); adapter weights in fp32 when
     training. For training the model comes in training mode with packed attention and, if
     `spec.recompute`, with activations recomputed in the backward pass; else in evaluation mode. `packed`: it will
-    be trained on rows of several samples, which not every model keeps apart.
+    be trained on rows of several samples, which not every model keeps apart. `make_fp8` is called where `spec.quant`
+    asks for FP8: `to_fp8`, or one that also measures what it costs.
     With an adapter it is a `PeftModel`. Random numbers are drawn for a new adapter only, from torch's generator.
 
     Raises:
@@ -78,10 +86,14 @@ def load_model(
     lora = spec.lora
     if spec.resize_vocab and grow_vocabulary(model, num_tokens(spec)) and lora is not None:
         lora = with_vocabulary(lora, model)
+    if spec.quant is not None and spec.quant.head:
+        from xtuner.model.head_4bit import quantise_head
+
+        quantise_head(model, spec.quant, lora)
     if train:
         prepare_training(model, spec, packed=packed)
     if spec.quant is not None and spec.quant.type == "fp8":
-        to_fp8(model)  # after the proofs: its rounding would hide what they look for
+        make_fp8(model)  # after the proofs: its rounding would hide what they look for
     result: torch.nn.Module = model
     if spec.lora is not None or spec.adapter is not None:
         from xtuner.model.lora import add_lora, load_adapter, open_adapter
@@ -93,6 +105,8 @@ def load_model(
             result = add_lora(model, lora)
             if spec.adapter is not None:
                 load_adapter(result, spec.adapter)
+    if spec.host_embedding:
+        keep_on_host(result)
     if weights is not None:
         load_trainable(result, weights)
     return result.train(train)
@@ -185,7 +199,7 @@ def prepare_training(model: PreTrainedModel, spec: ModelSpec, *, packed: bool) -
     if packed:
         check_packing(model)
     check_head(model)
-    set_recompute(model, spec.recompute)
+    set_recompute(model, spec.recompute, compiled=spec.compile is True)
     if spec.compile is True:
         for layer in decoder_layers(model):  # one by one: the code of the first serves all of them
             layer.compile()

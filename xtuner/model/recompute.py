@@ -1,30 +1,57 @@
 """What decoder layers keep for the backward pass, and where: on the card, or on the host."""
 
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._functorch import config as compiler
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-LEAST_BYTES = 2**20
-"""Smaller tensors stay on the card."""
+from xtuner.model.tiled_mlp import tile_mlp
+
+LEAST_BYTES = 2**25
+"""Of the largest activation, at least; what is `SMALL` times smaller (rotations, which all layers share) stays."""
+
+SMALL = 16
+
+KEPT_SHARE = 0.7
+"""Of what a compiler would keep of the part of a layer that is not its MLP: norms, which cost next to nothing, are
+computed again (https://pytorch.org/blog/activation-checkpointing-techniques/)."""
+
+WAY_ACTIVATIONS = 4
+"""How many of the largest activations may be between card and host at a time, in each direction: about what the
+attention of a layer keeps, and asks for at once."""
 
 
-def decoder_layers(model: torch.nn.Module) -> list[GradientCheckpointingLayer]:
+def decoder_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
     """Return the layers that can recompute their activations, in order."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def set_recompute(model: PreTrainedModel, recompute: str | int) -> None:
+def set_recompute(model: PreTrainedModel, recompute: str | int, *, compiled: bool = False) -> None:
     """Recompute activations in the backward pass (https://arxiv.org/abs/1604.06174) as `ModelSpec.recompute` says.
 
     "none"; "layers" ("auto" too, when nobody has planned): every layer keeps its input only; a number: so many layers
-    do, the others keep everything; "offload": every layer does, and its input waits in pinned host memory.
+    do, the others keep everything; "mlp": the MLPs of all layers do, in tiles of tokens, and the rest is kept;
+    "offload": the same, and what is kept waits in pinned host memory; "offload_layers": layers keep their input only,
+    and there.
     """
     if recompute == "none":
+        return
+    decoder = getattr(model, model.base_model_prefix)
+    if recompute in ("offload", "offload_layers"):
+        _run_within(decoder, HostStore)
+    if recompute in ("mlp", "offload"):
+        for layer in decoder_layers(model):
+            tile_mlp(layer, compiled=compiled)
+        if compiled:
+            _run_within(decoder, lambda _: compiler.patch(activation_memory_budget=KEPT_SHARE))
         return
     # transformers renamed the method in 5.23
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -32,19 +59,17 @@ def set_recompute(model: PreTrainedModel, recompute: str | int) -> None:
     if isinstance(recompute, int):
         for layer in decoder_layers(model)[recompute:]:
             layer.gradient_checkpointing = False
-    elif recompute == "offload":
-        _add_offload(getattr(model, model.base_model_prefix))
 
 
-def _add_offload(decoder: torch.nn.Module) -> None:
-    """Let `decoder` keep what it saves for the backward pass on the host, whenever it runs."""
-    running: list[HostStore] = []
+def _run_within(decoder: nn.Module, make_context: Callable[[nn.Module], AbstractContextManager[Any]]) -> None:
+    """Let every forward pass of `decoder` run inside a context of its own."""
+    running: list[AbstractContextManager[Any]] = []
 
-    def before(module: torch.nn.Module, arguments: Any) -> None:
-        running.append(HostStore())
+    def before(module: nn.Module, arguments: Any) -> None:
+        running.append(make_context(module))
         running[-1].__enter__()
 
-    def after(module: torch.nn.Module, arguments: Any, output: Any) -> None:
+    def after(module: nn.Module, arguments: Any, output: Any) -> None:
         running.pop().__exit__(None, None, None)
 
     decoder.register_forward_pre_hook(before)
@@ -53,26 +78,55 @@ def _add_offload(decoder: torch.nn.Module) -> None:
 
 class HostStore(saved_tensors_hooks):
     """While entered, large activations that autograd saves go to pinned host memory, on a stream of their own; in the
-    backward pass the one before is fetched while the current one is used, so that the copies hide behind the work."""
+    backward pass the next ones are fetched while the current one is used, so that the copies hide behind the work.
 
-    def __init__(self) -> None:
+    What is on its way is limited, in either direction: the computation waits for the copies rather than fill the card
+    when the host is slow. Memory on the card belongs to the computing stream alone, so that its
+    allocator may use it again at once.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """The weights and buffers of `module` stay where they are."""
         super().__init__(self._keep, self._give_back)
         self.kept: list[_Kept] = []
+        self.leaving: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+        self.largest = LEAST_BYTES
+        self.held = {_place(weight) for weight in (*module.parameters(), *module.buffers())}
+
+    def __exit__(self, *problem: Any) -> None:
+        super().__exit__(*problem)
+        self._wait_until_gone(0)
 
     def _keep(self, tensor: Tensor) -> "Tensor | _Kept":
-        large = tensor.is_cuda and tensor.numel() * tensor.element_size() >= LEAST_BYTES
-        if not large or tensor.is_leaf or not tensor.is_contiguous():
+        size = _bytes(tensor)
+        self.largest = max(self.largest, size)
+        if not tensor.is_cuda or size * SMALL < self.largest or not _is_dense(tensor):
+            return tensor
+        if isinstance(tensor, nn.Parameter) or _place(tensor) in self.held:
             return tensor
         kept = _Kept(tensor, len(self.kept))
         self.kept.append(kept)
+        self.leaving.append((kept.copied, tensor.detach()))
+        self._wait_until_gone(WAY_ACTIVATIONS * self.largest)
         return kept
+
+    def _wait_until_gone(self, limit: int) -> None:
+        """Let the computation wait until at most `limit` bytes are on their way to the host, and forget the others."""
+        under_way = sum(_bytes(tensor) for _, tensor in self.leaving)
+        while under_way > limit:
+            copied, tensor = self.leaving.popleft()
+            torch.cuda.current_stream(tensor.device).wait_event(copied)
+            under_way -= _bytes(tensor)
 
     def _give_back(self, kept: "Tensor | _Kept") -> Tensor:
         if isinstance(kept, Tensor):
             return kept
         tensor = kept.fetch()
-        if kept.place > 0:
-            self.kept[kept.place - 1].start_fetching()
+        coming = 0
+        for place in range(kept.place - 1, -1, -1):
+            coming += self.kept[place].start_fetching()
+            if coming >= WAY_ACTIVATIONS * self.largest:
+                break
         return tensor
 
 
@@ -83,29 +137,59 @@ class _Kept:
         self.place = place
         self.device = tensor.device
         self.stream = _side_stream(tensor.device)
-        self.host: Tensor | None = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        self.host: Tensor | None = torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, pin_memory=True
+        )
         self.coming: Tensor | None = None
+        self.given = False
+        self.copied = self._copy(tensor.detach(), self.host)
+
+    def _copy(self, source: Tensor, target: Tensor) -> torch.cuda.Event:
+        """Copy beside the computation, after what it has done so far; return the event of having copied."""
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
-            self.host.copy_(tensor.detach(), non_blocking=True)
-        tensor.record_stream(self.stream)
+            target.copy_(source, non_blocking=True)
+        return self.stream.record_event()
 
-    def start_fetching(self) -> None:
-        """Begin the copy back, if it has not begun."""
+    def start_fetching(self) -> int:
+        """Begin the copy back, if it has not begun; return the bytes that this activation takes on the card."""
+        if self.given:
+            return 0
         if self.host is not None:
-            with torch.cuda.stream(self.stream):
-                self.coming = self.host.to(self.device, non_blocking=True)
+            self.coming = torch.empty_strided(
+                self.host.shape, self.host.stride(), dtype=self.host.dtype, device=self.device
+            )
+            self.copied = self._copy(self.host, self.coming)
             self.host = None  # pinned memory goes back to torch's pool now, not when these objects are collected
+        assert self.coming is not None
+        return _bytes(self.coming)
 
     def fetch(self) -> Tensor:
         """Return the activation on the card; it is forgotten here."""
         self.start_fetching()
-        tensor, self.coming = self.coming, None
+        tensor, self.coming, self.given = self.coming, None, True
         assert tensor is not None
-        current = torch.cuda.current_stream(self.device)
-        current.wait_stream(self.stream)
-        tensor.record_stream(current)
+        torch.cuda.current_stream(self.device).wait_event(self.copied)
         return tensor
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements lie in memory without gaps, in any order of dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
 
 
 @cache

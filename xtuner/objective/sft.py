@@ -23,7 +23,9 @@ class SFT:
         """Return the summed loss of the batch; the same sum however samples are packed or spread over batches."""
         head = find_head(model)
         hidden, penalty = decode(model, batch)
-        total = linear_cross_entropy(hidden[0], head, batch.labels[0], head.chunk, parameters=head.parameters)
+        total = linear_cross_entropy(
+            hidden[0], head, batch.labels[0], head.chunk, parameters=head.parameters, learned=batch.learned
+        )
         if penalty is not None:
             total = total + shape_gradient(penalty, batch)
         return Loss(total, self.count(batch))

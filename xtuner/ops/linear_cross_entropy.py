@@ -16,12 +16,14 @@ from torch.nn import functional
 IGNORE = -100
 """A label that is not learned."""
 CHUNK_LOGITS = 2**26
-"""Logits of one chunk: 256 MiB in fp32."""
+"""Logits of one chunk: 128 MiB in bf16."""
+TRAINED_CHUNK_LOGITS = 2**28
+"""The same when the head is trained: every chunk reads and writes its whole gradient, so there should be few."""
 
 
-def chunk_rows(vocabulary: int) -> int:
+def chunk_rows(vocabulary: int, *, trained: bool = False) -> int:
     """Return how many rows of logits over `vocabulary` tokens make one chunk."""
-    return max(16, CHUNK_LOGITS // vocabulary)
+    return max(16, (TRAINED_CHUNK_LOGITS if trained else CHUNK_LOGITS) // vocabulary)
 
 
 def linear_cross_entropy(
@@ -31,18 +33,25 @@ def linear_cross_entropy(
     chunk: int,
     *,
     parameters: Sequence[nn.Parameter] = (),
+    learned: Tensor | None = None,
 ) -> Tensor:
     """Return the SUM of -log p(label) over the rows that have one, an fp32 scalar.
 
     `hidden` (N, D), `labels` (N,) with IGNORE for rows that are not learned (they never reach the head);
     `head` maps (n, D) to logits (n, V), for n up to `chunk`, in any way: it may be quantised or carry an adapter.
     `parameters` are those of the head that are trained; their gradients are summed over chunks in fp32.
+    `learned` (K,) are the places of the labels, if they are known: to find them on a card the host must wait for it.
     """
-    kept = (labels != IGNORE).nonzero().squeeze(1)
+    kept = find_learned(labels) if learned is None else learned
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     rows, targets = hidden.index_select(0, kept), labels.index_select(0, kept)
     loss: Tensor = _LinearCrossEntropy.apply(rows, targets, head, chunk, torch.is_grad_enabled(), *trained)
     return loss
+
+
+def find_learned(labels: Tensor) -> Tensor:
+    """Return the places (K,) of `labels` (N,) that are not IGNORE."""
+    return (labels != IGNORE).nonzero().squeeze(1)
 
 
 def cross_entropy_with_grad(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,6 +49,15 @@ def dequantise(weight: Packed4bit, dtype: torch.dtype) -> Tensor:
     return values.to(dtype).view(weight.shape)
 
 
+def in_full(weight: Packed4bit, dtype: torch.dtype) -> Tensor:
+    """Return the weight (O, I) in `dtype`, in one kernel on a card."""
+    if weight.packed.is_cuda:
+        from xtuner.ops.triton.nf4 import dequantise as fused
+
+        return fused(weight, dtype)
+    return dequantise(weight, dtype)
+
+
 @torch.library.custom_op("xtuner::packed_product", mutates_args=())
 def _product(
     rows: Tensor,
@@ -64,12 +73,7 @@ def _product(
     """One operation to a compiler, which would otherwise keep the dequantised weight for the backward pass."""
     shape = (sizes[0], sizes[1])
     weight = Packed4bit(packed, scales, code, sizes[2], shape, scale_code, scale_scales, scale_offset, sizes[3])
-    if rows.is_cuda:
-        from xtuner.ops.triton.nf4 import dequantise as fused
-
-        full = fused(weight, rows.dtype)
-    else:
-        full = dequantise(weight, rows.dtype)
+    full = in_full(weight, rows.dtype)
     return rows @ full if transposed else rows @ full.t()
 
 

@@ -4,7 +4,8 @@ Two numbers a byte, a scale for every `blocksize` numbers, and these scales, if 
 scale of their own (https://arxiv.org/abs/2305.14314, section 3).
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -44,4 +45,27 @@ class Packed4bit:
             None if inner is None else inner.absmax,
             None if inner is None else state.offset,
             256 if inner is None else inner.blocksize,
+        )
+
+    @property
+    def rows_apart(self) -> int:
+        """How many rows lie between two places where the weight can be cut: blocks and blocks of scales end there."""
+        together = self.blocksize * (self.scale_blocksize if self.scale_code is not None else 1)
+        return together // math.gcd(together, self.shape[1])
+
+    def rows(self, start: int, stop: int) -> "Packed4bit":
+        """Return the rows `start` to `stop` as views; `start` is a multiple of `rows_apart`."""
+        assert start % self.rows_apart == 0, "a block of scales would be cut"
+        stop = min(stop, self.shape[0])
+        first, last = start * self.shape[1], stop * self.shape[1]
+        blocks = slice(first // self.blocksize, -(-last // self.blocksize))
+        outer = self.scale_scales
+        if outer is not None:
+            outer = outer[blocks.start // self.scale_blocksize : -(-blocks.stop // self.scale_blocksize)]
+        return replace(
+            self,
+            packed=self.packed[first // 2 : -(-last // 2)],
+            scales=self.scales[blocks],
+            shape=(stop - start, self.shape[1]),
+            scale_scales=outer,
         )

@@ -20,8 +20,9 @@ def talk(asked: str, answered: str, system: str = "") -> Conversation:
 
 
 def answer(row: Row, column: str) -> str:
-    """Return the column that is learned; None there is a row without an answer."""
-    if row.get(column) is None:
+    """Return the column that is learned; None there, or NaN, is a row without an answer."""
+    value = row.get(column)
+    if value is None or value != value:
         raise BadRow(f"no answer in column {column}")
     return read_text(row, column)
 

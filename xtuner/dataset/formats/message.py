@@ -95,8 +95,10 @@ def _message(item: Any) -> Message:
     role = ROLES.get(str(name).lower())
     if role is None:
         raise BadRow(f"a message of the role {name}" if name else "a message without a role")
+    if item.get("tool_calls") or item.get("function_call"):
+        raise BadRow("a tool call, which chat templates have no words for")
     content = item["content"] if item.get("content") is not None else item.get("value")
-    if content is None:
+    if content is None and role != "system":
         raise BadRow("a message without content")
     return Message(role, _content(content), train=_learned(item))
 

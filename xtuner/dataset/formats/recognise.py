@@ -3,13 +3,34 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xtuner.dataset.formats.column import answer_column, question_column
+from xtuner.dataset.formats.column import ANSWERS, QUESTIONS, answer_column, question_column
 from xtuner.errors import UserError
 
 KNOWN = (
     "conversation: [{input, output}]; messages: [{role, content}]; conversations: [{from, value}]; "
     "instruction, input, output; question, answer (or prompt, response); text"
 )
+
+COLUMNS = {
+    *QUESTIONS,
+    *ANSWERS,
+    *("abstract", "chat", "color", "context", "conversation", "conversations", "description", "history", "input_ids"),
+    *("input_zh", "instruction_zh", "labels", "messages", "meta_instruction", "num_turns", "output_zh", "rejected"),
+    *("system", "system_prompt", "text", "title", "tokens"),
+}
+"""Names of columns that formats look at."""
+
+
+def fold_columns(samples: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return names of columns that are written otherwise than formats have them -> as formats have them.
+
+    They differ in capitals and in white space at the edges alone ("Question "). Where two columns would have the same
+    name, both keep their own.
+    """
+    found = dict.fromkeys(name for sample in samples for name in sample)
+    known = [(name, name.strip().lower()) for name in found if isinstance(name, str)]
+    names = [folded for _, folded in known]
+    return {name: folded for name, folded in known if folded in COLUMNS and name != folded and names.count(folded) == 1}
 
 
 def recognise(samples: Sequence[Mapping[str, Any]], label: str) -> str:

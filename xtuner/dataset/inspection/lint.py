@@ -118,7 +118,7 @@ def lint(spec: DataSpec, tokenizer: Any, *, seed: int = 0, pairs: bool = False) 
 def _inspect(opened: Opened, place: int, marks: Marks, texts: NearDuplicates, kept: list[np.ndarray]) -> SourceFindings:
     """Return what is wrong with the single rows of source `place`; add those that are learned to `kept` and `texts`."""
     job, source = opened.job, opened.source
-    report = SourceReport(job.label, job.format_name, unused_columns=opened.unused)
+    report = opened.new_report()
     findings = SourceFindings(report)
     check = TokenCheck(job.encoder, job.template)
     with show_progress(f"Looking at {job.label}") as show:

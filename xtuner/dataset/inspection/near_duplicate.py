@@ -16,6 +16,8 @@ BANDS = 16
 SIMILAR = 0.8
 """Share of common shingles (Jaccard) from which on two texts count as nearly the same."""
 EMPTY = np.uint32(0xFFFFFFFF)
+WINDOW = 1 << 18
+"""Characters that are hashed at once; longer texts are taken in parts that share their edges."""
 BLOCK = 1 << 16
 """Pairs that are compared at once."""
 
@@ -78,21 +80,38 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
 
     The share of equal places in two signatures estimates the share of common shingles.
     """
-    plain = ["".join(text.lower().split()).ljust(SHINGLE, "\0") for text in texts]
-    codes = np.frombuffer("".join(plain).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
-    lengths = np.fromiter(map(len, plain), np.int64, len(plain))
+    signed = np.full((len(texts), BINS), EMPTY)
+    waiting: list[tuple[int, str]] = []
+    length = 0
+    for number, text in enumerate(texts):
+        windows = (text[start : start + WINDOW] for start in range(0, len(text), WINDOW))
+        plain = "".join(["".join(window.lower().split()) for window in windows]).ljust(SHINGLE, "\0")
+        for start in range(0, len(plain) - SHINGLE + 1, WINDOW):
+            part = plain[start : start + WINDOW + SHINGLE - 1]
+            if waiting and length + len(part) > 2 * WINDOW:
+                _sign(waiting, signed)
+                waiting, length = [], 0
+            waiting.append((number, part))
+            length += len(part)
+    if waiting:
+        _sign(waiting, signed)
+    return _fill(signed)
+
+
+def _sign(parts: Sequence[tuple[int, str]], signed: np.ndarray) -> None:
+    """Lower the signatures `signed` (N, BINS) to those of the shingles in `parts` of texts (number, characters)."""
+    codes = np.frombuffer("".join(part for _, part in parts).encode("utf-32-le", "surrogatepass"), np.uint32)
+    lengths = np.fromiter((len(part) for _, part in parts), np.int64, len(parts))
     hashes = np.zeros(len(codes) - SHINGLE + 1, np.uint64)
     for place in range(SHINGLE):
         hashes = hashes * np.uint64(0x100000001B3) + codes[place : place + len(hashes)]
     hashes = _mix(hashes)
-    text_of = np.repeat(np.arange(len(plain)), lengths)[: len(hashes)]
-    ends = np.cumsum(lengths)
-    inside = np.arange(len(hashes)) + SHINGLE <= ends[text_of]
-    hashes, text_of = hashes[inside], text_of[inside]
-    signed = np.full(len(plain) * BINS, EMPTY)
+    part_of = np.repeat(np.arange(len(parts)), lengths)[: len(hashes)]
+    inside = np.arange(len(hashes)) + SHINGLE <= np.cumsum(lengths)[part_of]
+    hashes = hashes[inside]
+    text_of = np.fromiter((number for number, _ in parts), np.int64, len(parts))[part_of[inside]]
     bins = (hashes >> np.uint64(58)).astype(np.int64)
-    np.minimum.at(signed, text_of * BINS + bins, (hashes & np.uint64(0xFFFFFFFE)).astype(np.uint32))
-    return _fill(signed.reshape(-1, BINS))
+    np.minimum.at(signed.reshape(-1), text_of * BINS + bins, (hashes & np.uint64(0xFFFFFFFE)).astype(np.uint32))
 
 
 def _fill(signed: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Owns the conversion of any table to conversations in the form of 0.1.x, which every version trains on."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,10 +12,10 @@ from xtuner.config.spec import SourceSpec
 from xtuner.conversation.message import Conversation, Message
 from xtuner.dataset import FORMATS
 from xtuner.dataset.formats.column import talk
-from xtuner.dataset.formats.recognise import recognise
+from xtuner.dataset.formats.recognise import fold_columns, recognise
 from xtuner.dataset.formats.turn import from_turns, to_turns
 from xtuner.dataset.progress import show_progress
-from xtuner.dataset.report import Tally
+from xtuner.dataset.report import Tally, render_folded
 from xtuner.dataset.row import BadRow, read_text, to_text
 from xtuner.dataset.source import open_source
 from xtuner.dataset.table.layout import Row, json_writer
@@ -62,18 +63,22 @@ def convert(source: str, target: Path, out: IO[bytes], reading: Reading) -> Conv
     samples = list(islice(rows.rows(), LOOKED_AT))
     if not samples:
         raise UserError(f"{source} holds no rows.", "Give a file with rows in it.")
+    folded: dict[str, str] = {}
     if reading.question is not None and reading.answer is not None:
-        _need_columns(source, samples, reading.question, reading.answer)
-        name = f"{reading.question} -> {reading.answer}"
+        asked, answered = (_find_column(source, samples, name) for name in (reading.question, reading.answer))
+        reading = dataclasses.replace(reading, question=asked, answer=answered)
+        name = f"{asked} -> {answered}"
     else:
-        name = reading.format or recognise(samples, source)
+        folded = fold_columns(samples) if reading.format is None or reading.format in FORMATS else {}
+        name = reading.format or recognise([_rename(row, folded) for row in samples], source)
     result = Converted(name)
     read = None if reading.question is not None else pick(FORMATS, name, "row format")
     with show_progress(f"Converting {source}") as show:
         for number, row in enumerate(rows.rows(), 1):
             result.rows = number
             try:
-                record = _to_record(_read_columns(row, reading) if read is None else _read(read, row), reading.system)
+                said = _read_columns(row, reading) if read is None else _read(read, _rename(row, folded))
+                record = _to_record(said, reading.system)
             except BadRow as reason:
                 result.skipped.setdefault(str(reason), Tally()).add(number)
                 continue
@@ -81,7 +86,7 @@ def convert(source: str, target: Path, out: IO[bytes], reading: Reading) -> Conv
             result.written += 1
             result.first = result.first or record
             show(rows.progress.share)
-    result.notes = rows.progress.notes
+    result.notes = [*([render_folded(folded)] if folded else []), *rows.progress.notes]
     if not result.written:
         why = "; ".join(f"{reason}: {tally}" for reason, tally in result.skipped.items())
         raise UserError(
@@ -92,14 +97,22 @@ def convert(source: str, target: Path, out: IO[bytes], reading: Reading) -> Conv
     return result
 
 
-def _need_columns(source: str, samples: list[dict[str, Any]], *names: str) -> None:
+def _find_column(source: str, samples: list[dict[str, Any]], name: str) -> str:
+    """Return the column called `name`; capitals and white space at its edges may differ where one column fits.
+
+    Raises:
+        UserError: there is none.
+    """
     found = list(dict.fromkeys(str(name) for sample in samples for name in sample))
-    for name in names:
-        if name not in found:
-            hint = did_you_mean(name, found)
-            raise UserError(
-                f"{source} has no column {name}.", f"It has: {', '.join(found)}.{' ' if hint else ''}{hint}"
-            )
+    alike = [other for other in found if other.strip().lower() == name.strip().lower()]
+    if name not in found and len(alike) != 1:
+        hint = did_you_mean(name, found)
+        raise UserError(f"{source} has no column {name}.", f"It has: {', '.join(found)}.{' ' if hint else ''}{hint}")
+    return name if name in found else alike[0]
+
+
+def _rename(row: Row, names: Mapping[str, str]) -> Row:
+    return {names.get(name, name): value for name, value in row.items()} if names else row
 
 
 def _read_columns(row: Row, reading: Reading) -> Conversation:

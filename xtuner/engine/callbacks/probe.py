@@ -55,12 +55,20 @@ class Probe(Callback):
         self.ask(run, self.spec.max_new_tokens, "after_train")
 
     def ask(self, run: Run, max_new_tokens: int, moment: str) -> None:
-        """Ask all questions, once per iteration, with the sampling of 0.1.x; a wish to stop cuts it short."""
+        """Ask all questions, once per iteration; a wish to stop cuts it short."""
         if self.answered == run.iteration:
             return
         self.answered, self.answers = run.iteration, []
         LOGGER.info("%s in EvaluateChatHook.", moment)
-        sampling = Sampling(max_new_tokens, seed=run.seed, stop_words=tuple(self.spec.stop_words))
+        sampling = Sampling(
+            max_new_tokens,
+            temperature=self.spec.temperature,
+            top_k=self.spec.top_k,
+            top_p=self.spec.top_p,
+            repetition_penalty=self.spec.repetition_penalty,
+            seed=run.seed,
+            stop_words=tuple(self.spec.stop_words),
+        )
         chat = LocalChat(run.model, run.tokenizer, self.template)  # a new one: its cache is of the weights of now
         with paused(run.model):
             for conversation in self.conversations:

@@ -12,6 +12,8 @@ from xtuner.log import LOGGER
 class Validation(Callback):
     """Every `loop.validate_every` iterations, or at each checkpoint, and at the end; weighted by targets."""
 
+    measures = ("val_loss",)
+
     def __init__(self) -> None:
         self.done = -1
 
@@ -45,3 +47,5 @@ class Validation(Callback):
         value = total / max(weight, 1.0)
         LOGGER.info("Iter(val) [%d/%d]  loss: %.4f", run.iteration, run.num_iters, value)
         run.work.write_scalars({"val_loss": value, "iter": run.iteration, "step": run.iteration})
+        for callback in run.callbacks:
+            callback.after_validation(run, {"val_loss": value})

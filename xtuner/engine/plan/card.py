@@ -1,5 +1,6 @@
 """Cards by name: how much they hold and how fast they are."""
 
+import math
 import re
 from dataclasses import dataclass, replace
 
@@ -7,12 +8,14 @@ from xtuner.errors import UserError, did_you_mean
 
 GIB = 2**30
 
-MATMUL_SHARE = 0.72
-"""Share of a card's stated rate that large matrix products reach: 715 of 989 TFLOP/s on an H200."""
-FP8_SHARE = 0.68
-"""The same for FP8 with scales by row: 1,350 of 1,979 TFLOP/s."""
+MATMUL_SHARE = 0.766
+"""Share of a card's stated rate that matrix products of very many rows reach: 757 of 989 TFLOP/s on an H200."""
+FP8_SHARE = 0.72
+"""The same for FP8 with scales by row: 1,430 of 1,979 TFLOP/s."""
 ATTENTION_SHARES = (0.30, 0.25)
 """The same for FlashAttention 2, forward and backward: 300 and 250 of 989 TFLOP/s."""
+ALIKE_SHARES = (0.50, 0.41)
+"""The same for cuDNN's kernels, which need segments of one length and Hopper: 72 ms for 8 192 tokens of 8B."""
 BANDWIDTH_SHARE = 0.9
 """The same for memory: 4.3 of 4.8 TB/s."""
 REPORTED = 0.98
@@ -32,11 +35,21 @@ class Card:
     """Rate of FP8 products; 0: the card has none with scales by row."""
     attention: tuple[float, float]
     """Rate of the attention kernels, forward and backward."""
+    attention_alike: tuple[float, float]
+    """The same when all segments have one length."""
     bandwidth: float
     has_bfloat16: bool = True
     is_cpu: bool = False
+    host: float = math.inf
+    """Bytes of host memory that are free for the run, where that is known."""
     rates_of: str = ""
     """The card whose rates are taken because nobody knows those of this one."""
+
+    @property
+    def host_bandwidth(self) -> float:
+        """Bytes a second between card and pinned host memory: PCIe 5 (53 GB/s on an H200) beside memory that is as new,
+        else PCIe 4."""
+        return 50e9 if self.bandwidth > 2.5e12 else 22e9
 
 
 @dataclass(frozen=True)
@@ -145,12 +158,14 @@ def _card_of_size(gib: float, name: str) -> Card:
 def _card(name: str) -> Card:
     row = _ROWS[name]
     flops = row.tflops * 1e12
+    alike = ALIKE_SHARES if row.fp8 else ATTENTION_SHARES  # the same generations have both
     return Card(
         name=name,
         memory=row.gib * GIB,
         matmul=flops * MATMUL_SHARE,
         fp8=row.fp8 * 1e12 * FP8_SHARE,
         attention=(flops * ATTENTION_SHARES[0], flops * ATTENTION_SHARES[1]),
+        attention_alike=(flops * alike[0], flops * alike[1]),
         bandwidth=row.gbytes * 1e9 * BANDWIDTH_SHARE,
         has_bfloat16=row.has_bfloat16,
     )

@@ -6,15 +6,20 @@ from dataclasses import dataclass, replace
 from xtuner.config.spec import RunSpec
 from xtuner.config.spec_override import override_spec
 from xtuner.engine.plan.card import Card
-from xtuner.engine.plan.memory import Memory, is_trained_whole, weigh
+from xtuner.engine.plan.memory import Memory, weigh
 from xtuner.engine.plan.shape import Shape
 from xtuner.engine.plan.speed import COMPILE_SECONDS, clock
+from xtuner.engine.plan.trained import is_trained_whole
 from xtuner.engine.plan.work import Work, row_of
 
 CHOICE_MARGIN = 1.06
 """A choice leaves this much free: allocators lose some memory between tensors, and other programs want some."""
 FIT_MARGIN = 1.02
 """What is said to fit leaves this much."""
+SMALL_RANK = 16
+"""What a larger rank of an adapter may be reduced to."""
+OF_LEARNING = ("data.max_length", "model.lora")
+"""Settings that begin so change what is learned."""
 SHORTEST = 256
 """Tokens; advice goes no further down."""
 
@@ -34,28 +39,38 @@ def choose(spec: RunSpec, shape: Shape, card: Card, work: Work, *, can_compile: 
     compiled, why_compiled = _choose_compiled(spec, shape, card, work, can_compile)
     if spec.model.recompute != "auto":
         return Chosen(spec.model.recompute, compiled, "", why_compiled)
-    layers = shape.layers
 
     def fits(recompute: str | int) -> bool:
         memory = weigh(spec, shape, card, work, recompute=recompute, compiled=compiled)
-        return memory.need * CHOICE_MARGIN <= card.memory
+        return memory.need * CHOICE_MARGIN <= card.memory and memory.host <= card.host
+
+    def seconds(recompute: str | int) -> float:
+        return clock(spec, shape, card, work, recompute=recompute, compiled=compiled).seconds
 
     def slower(recompute: str | int) -> str:
-        kept = clock(spec, shape, card, work, recompute="none", compiled=compiled).seconds
-        redone = clock(spec, shape, card, work, recompute=recompute, compiled=compiled).seconds
-        return f"{redone / kept - 1:.0%}"
+        return f"{seconds(recompute) / seconds('none') - 1:.0%}"
 
     if fits("none"):
         why = f"all activations fit; recomputing them would take {slower('layers')} longer"
         return Chosen("none", compiled, why, why_compiled)
-    fitting = next((count for count in range(1, layers) if fits(count)), None)
-    if fitting is not None:
-        return Chosen(fitting, compiled, f"as few as fit; {slower(fitting)} slower than none", why_compiled)
-    if fits("layers"):
-        return Chosen("layers", compiled, f"as few as fit; {slower('layers')} slower than none", why_compiled)
-    if fits("offload"):
-        return Chosen("offload", compiled, "the inputs of the layers would not fit either", why_compiled)
-    return Chosen("layers", compiled, "which does not suffice", why_compiled)
+    fitting = [way for way in list_ways(spec, shape, card) if fits(way)]
+    if fitting:
+        best = min(fitting, key=seconds)
+        return Chosen(best, compiled, f"the fastest that fits; {slower(best)} slower than none", why_compiled)
+    memory = weigh(spec, shape, card, work, recompute="layers", compiled=compiled)
+    why = "moments must go to the host all the same" if memory.least <= card.memory else "which does not suffice"
+    return Chosen("layers", compiled, why, why_compiled)
+
+
+def list_ways(spec: RunSpec, shape: Shape, card: Card) -> list[str | int]:
+    """Return the ways of `model.recompute` that this model and device have; the same list on every rank."""
+    ways: list[str | int] = ["none", *range(1, shape.layers), "layers"]
+    plain = any(linear.place == "mlp" for linear in shape.linears) and all(x.share == 1 for x in shape.linears)
+    if plain:
+        ways.append("mlp")
+    if not card.is_cpu:
+        ways += ["offload", "offload_layers"] if plain else ["offload_layers"]
+    return ways
 
 
 def _choose_compiled(spec: RunSpec, shape: Shape, card: Card, work: Work, can_compile: bool) -> tuple[bool, str]:
@@ -78,7 +93,7 @@ def _choose_compiled(spec: RunSpec, shape: Shape, card: Card, work: Work, can_co
 
 def fits(memory: Memory, card: Card) -> bool:
     """Whether a run has the memory it needs."""
-    return memory.need * FIT_MARGIN <= card.memory
+    return memory.least * FIT_MARGIN <= card.memory and memory.host <= card.host
 
 
 def weigh_chosen(spec: RunSpec, shape: Shape, card: Card, work: Work) -> Memory:
@@ -87,20 +102,36 @@ def weigh_chosen(spec: RunSpec, shape: Shape, card: Card, work: Work) -> Memory:
     return weigh(spec, shape, card, work, recompute=chosen.recompute, compiled=chosen.compiled)
 
 
-def list_changes(spec: RunSpec, *, is_cpu: bool) -> list[list[str]]:
-    """Return settings that save memory, from those that cost nothing to those that change what is learned."""
+def list_changes(spec: RunSpec, *, is_cpu: bool, tied: bool = True) -> list[list[str]]:
+    """Return settings that save memory, from those that cost nothing to those that change what is learned; `tied`: the
+    output head is the embedding."""
     changes: list[list[str]] = []
     loop, model, optim = spec.loop, spec.model, spec.optim
     if loop.batch_size > 1:
         changes.append(["loop.batch_size=1", f"loop.accumulate={loop.accumulate * loop.batch_size}"])
-    if model.recompute not in ("auto", "layers", "offload"):
+    if model.recompute == "none" or isinstance(model.recompute, int):
         changes.append(["model.recompute=layers"])
-    if model.recompute == "layers" and not is_cpu:
-        changes.append(["model.recompute=offload"])
-    if "8bit" not in optim.name and optim.name != "sgd":
+    if model.recompute in ("mlp", "layers") and not is_cpu:  # what they keep may wait on the host
+        changes.append(["model.recompute=offload" if model.recompute == "mlp" else "model.recompute=offload_layers"])
+    if spec.strategy.name in ("fsdp", "deepspeed"):
+        pass  # they divide moments among cards, and know torch's optimisers alone
+    elif is_trained_whole(spec) and not is_cpu:  # bytes of weight, gradient and moments: 16, then 8, then 6
+        stored, at_once = ["optim.name=adamw_bf16", "model.dtype=bfloat16"], ["optim.in_backward=true"]
+        at_once += ["optim.max_norm=none"] if optim.max_norm is not None else []
+        alone = spec.strategy.name in ("auto", "single") and loop.batch_size == loop.accumulate == 1
+        less = optim.name != "sgd" and (optim.name, model.dtype) != ("adamw_bf16", "bfloat16")
+        soon = alone and not loop.skip_spikes and not optim.in_backward
+        changes += [stored] * less + [at_once] * soon + [[*stored, *at_once]] * (less and soon)
+    elif "8bit" not in optim.name and optim.name != "sgd":
         changes.append(["optim.name=paged_adamw_8bit"])
     if model.lora is not None and model.quant is None:
         changes.append(["model.quant.bits=4"])
+    if not tied and not is_cpu:
+        changes += _move_ends(spec)
+    if model.lora is not None and model.lora.r > SMALL_RANK:  # alpha along with it, so that the adapter weighs the same
+        changes.append(
+            [f"model.lora.r={SMALL_RANK}", f"model.lora.alpha={model.lora.alpha * SMALL_RANK / model.lora.r:g}"]
+        )
     length = spec.data.max_length // 2
     while length >= SHORTEST:
         words = [f"data.max_length={length}"]
@@ -111,28 +142,55 @@ def list_changes(spec: RunSpec, *, is_cpu: bool) -> list[list[str]]:
     return changes
 
 
+def _move_ends(spec: RunSpec) -> list[list[str]]:
+    """Return the settings that take the embedding off the card, and the head to 4 bits, where neither is trained."""
+    model, quant = spec.model, spec.model.quant
+    if model.lora is None or model.lora.modules_to_save or model.resize_vocab:
+        return []
+    changes: list[list[str]] = []
+    if not model.host_embedding and spec.strategy.name not in ("fsdp", "deepspeed"):
+        changes.append(["model.host_embedding=true"])
+    if quant is None or (quant.bits == 4 and not quant.head):
+        changes.append(["model.quant.head=true"])
+    if quant is not None and quant.bits == 4 and not quant.double:
+        changes.append(["model.quant.double=true"])
+    return changes
+
+
 def find_change(spec: RunSpec, shape: Shape, card: Card, work: Work) -> tuple[list[str], Memory] | None:
-    """Return the settings that make a run fit on `card`: the cheapest one that suffices alone, else several; and what
-    it then needs. None: nothing does."""
-    changes = list_changes(spec, is_cpu=card.is_cpu)
-    together: list[str] = []
-    for words in changes:
-        changed = override_spec(spec, words)
+    """Return the settings that make a run fit on `card`, and what it then needs. None: nothing does.
+
+    One setting if it suffices, else several; none that changes what is learned where others suffice, and none that is
+    not needed.
+    """
+    changes = list_changes(spec, is_cpu=card.is_cpu, tied=shape.tied)
+    free = [words for words in changes if not words[0].startswith(OF_LEARNING)]
+    costly = [words for words in changes if words[0].startswith(OF_LEARNING)]
+
+    def fitting(groups: list[list[str]]) -> Memory | None:
+        changed = override_spec(spec, _merge(groups))
         memory = weigh_chosen(changed, shape, card, work_of(changed, work))
-        if fits(memory, card):
-            return words, memory
-    for words in changes:
-        together = _merge(together, words)
-        changed = override_spec(spec, together)
-        memory = weigh_chosen(changed, shape, card, work_of(changed, work))
-        if fits(memory, card):
-            return together, memory
-    return None
+        return memory if fits(memory, card) else None
+
+    tries = [[words] for words in free]
+    tries += [free[:count] for count in range(2, len(free) + 1)]
+    tries += [[words] for words in costly if not free]
+    tries += [free + costly[:count] for count in range(1, len(costly) + 1)]
+    found = next((groups for groups in tries if fitting(groups)), None)
+    if found is None:
+        return None
+    for words in reversed(found[:-1]):  # those that cost most are left out first
+        fewer = [group for group in found if group is not words]
+        found = fewer if fitting(fewer) else found
+    memory = fitting(found)
+    assert memory is not None
+    return _merge(found), memory
 
 
-def _merge(earlier: list[str], later: list[str]) -> list[str]:
-    keys = {word.partition("=")[0] for word in later}
-    return [*(word for word in earlier if word.partition("=")[0] not in keys), *later]
+def _merge(groups: list[list[str]]) -> list[str]:
+    """Put settings together; of one key the last counts."""
+    values = {word.partition("=")[0]: word for words in groups for word in words}
+    return list(values.values())
 
 
 def work_of(spec: RunSpec, work: Work) -> Work:

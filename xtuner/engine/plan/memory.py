@@ -6,18 +6,22 @@ bytes of a number that is computed with and `s` those of the stream between the 
 measurements in tests/engine/test_plan_memory.py.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from xtuner.checkpoint.kind import KINDS
-from xtuner.config.spec import LoraSpec, RunSpec
+from xtuner.config.spec import RunSpec
 from xtuner.engine.plan.card import GIB, Card
 from xtuner.engine.plan.formats import WIDTH, Formats, choose_formats
-from xtuner.engine.plan.shape import Linear, Shape
+from xtuner.engine.plan.kept import Layer, keep, kept_by_layer, recomputed_layers
+from xtuner.engine.plan.shape import Shape
+from xtuner.engine.plan.trained import Trained, find_trained, is_trained_whole
 from xtuner.engine.plan.work import Work
 
 CHUNK_LOGITS = 2**26
 """Logits that exist at a time: `ops.linear_cross_entropy.CHUNK_LOGITS`, which a test holds equal."""
+TRAINED_CHUNK_LOGITS = 2**28
+"""The same where the head is trained."""
+HEAD_SLAB = 2**26
+"""Numbers of a 4-bit head that are in full at a time: `ops.packed_head.SLAB`, which a test holds equal."""
 NF4_BYTES = 0.5 + 4 / 64
 """Bytes of a weight in 4 bits: half of one, and an fp32 scale for each 64."""
 NF4_DOUBLE_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -31,11 +35,14 @@ QUANTISED_MOMENT = 1 + 4 / 256
 MOMENT_BYTES: dict[str, float] = {
     "adamw": 8,
     "adamw_8bit": 2 * QUANTISED_MOMENT,
+    "adamw_bf16": 4,
     "paged_adamw": 8,
     "paged_adamw_8bit": 2 * QUANTISED_MOMENT,
     "sgd": 4,
 }
 """Bytes that an optimiser keeps for a trained weight in fp32."""
+OF_THE_WEIGHT = ("adamw", "sgd")
+"""Optimisers whose moments have the format of their weight; those of the others are what they are."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +53,16 @@ class Memory:
     """Format -> bytes of the weights that are not trained."""
     trained: float
     gradients: float
+    """The most that there are at a time."""
     optimiser: float
+    paged: float
+    """Of the optimiser what moves to host memory as far as the card is full."""
     at_peak: dict[str, float]
     """What is there beside weights and optimiser when the most is: gradients, activations, logits, ..."""
     fixed: float
     """What the driver holds beside tensors, or on a CPU the program."""
     host: float
-    """Bytes of host memory that activations are moved to."""
+    """Bytes of host memory that activations are moved to, and that an embedding stays in."""
     per_token: float
     """Bytes that a layer keeps of a token when nothing is recomputed."""
     boundary: float
@@ -65,57 +75,13 @@ class Memory:
 
     @property
     def need(self) -> float:
-        """What must be free."""
+        """What must be free, for nothing to be moved to the host but what is meant to."""
         return self.peak + self.fixed
 
-
-@dataclass(frozen=True)
-class Trained:
-    """What an adapter adds: linear layers with a low rank, and modules that are trained whole."""
-
-    ranks: dict[Linear, int]
-    weights: int
-    """All trained weights together."""
-    head: int
-    """Those of an adapter on the output head."""
-
-
-def is_trained_whole(spec: RunSpec) -> bool:
-    """Whether all weights learn."""
-    return spec.model.lora is None and not spec.model.freeze
-
-
-def find_trained(spec: RunSpec, shape: Shape) -> Trained:
-    """Say what of a model learns."""
-    lora = spec.model.lora
-    if lora is None:
-        return Trained({}, 0 if spec.model.freeze else shape.num_parameters, 0)
-    ranks = {
-        linear: _rank(lora, linear) for linear in shape.linears if not linear.fused and _is_target(lora, linear, shape)
-    }
-    weights = sum(rank * (linear.outputs + linear.inputs) * linear.count for linear, rank in ranks.items())
-    adapted = shape.adapted_head is not None and _is_named(lora, shape.adapted_head, shape)
-    head = lora.r * (shape.vocabulary + shape.hidden) if adapted else 0
-    weights += head
-    weights += shape.embedding * sum("embed" in name or "head" in name for name in lora.modules_to_save)
-    return Trained(ranks, weights, head)
-
-
-def _rank(lora: LoraSpec, linear: Linear) -> int:
-    return lora.rank_pattern.get(linear.name, lora.r)
-
-
-def _is_target(lora: LoraSpec, linear: Linear, shape: Shape) -> bool:
-    return _is_named(lora, linear.name, shape)
-
-
-def _is_named(lora: LoraSpec, name: str, shape: Shape) -> bool:
-    """Whether an adapter goes on layers of a name; a regular expression is taken to mean the names that it holds."""
-    if lora.targets is None:
-        return shape.kind not in KINDS or name in KINDS[shape.kind].targets
-    if isinstance(lora.targets, str):
-        return lora.targets == "all-linear" or name in lora.targets
-    return any(target.rpartition(".")[2] == name for target in lora.targets)
+    @property
+    def least(self) -> float:
+        """What must be free in any case."""
+        return self.need - self.paged
 
 
 def weigh(spec: RunSpec, shape: Shape, card: Card, work: Work, *, recompute: str | int, compiled: bool) -> Memory:
@@ -127,143 +93,87 @@ def weigh(spec: RunSpec, shape: Shape, card: Card, work: Work, *, recompute: str
     weight = stored if whole else 4
     frozen = {} if whole else _frozen(spec, shape, formats)
     learned = trained.weights * weight
-    # an optimiser keeps its moments in the format of what it moves
-    optimiser = (
-        trained.weights * MOMENT_BYTES.get(spec.optim.name, 8) * (weight / 4 if "8bit" not in spec.optim.name else 1)
-    )
+    optimiser = trained.weights * moment_bytes(spec.optim.name, weight)
     tokens = work.tokens
-    per_token = sum(kept_by_layer(spec, shape, trained, formats, work, compiled=compiled, is_cpu=card.is_cpu).values())
+    parts = kept_by_layer(spec, shape, trained, formats, work, compiled=compiled, is_cpu=card.is_cpu)
     stream = stored if stored == 4 else width
     boundary = float(stream * shape.hidden)
+    # gradients inside the MLP; compiled code makes all of them, and the activated gate again, before it frees any
+    layer = Layer(parts, boundary, float((4 if compiled else 2) * shape.inner * width), compiled)
     layers, redone = shape.layers, recomputed_layers(recompute, shape.layers)
-    one = tokens * per_token
     # casts of trained fp32 weights are kept with the activations of their layer
     casts = sum(linear.size for linear in shape.linears) * width if whole and stored != width else 0.0
-    waiting = tokens * boundary * redone
-    kept = waiting + (layers - redone) * one
-    host = 0.0
-    if recompute == "offload" and not card.is_cpu:
-        host, kept = waiting, tokens * boundary * min(2, layers)
-    inside = tokens * (2 * shape.inner * width + 2 * shape.hidden * stream)  # gradients inside the MLP
+    kept = keep(recompute, layers, layer, tokens, shape.inner, is_cpu=card.is_cpu)
+    host = kept.host
+    if has_host_embedding(spec, shape, card):
+        host += shape.embedding * stored
+        frozen[formats.weights] -= shape.embedding * stored
     # the last norm: an fp32 copy, the rows that the head reads, their gradient
     ends = tokens * shape.hidden * (4 + 2 * stream)
     scratch = _scratch(spec, shape, work, width)
     held = learned if spec.loop.accumulate > 1 else 0.0
+    embedding = shape.embedding * weight if whole else 0.0
+    # when the first layer is done, and at the end
+    at_once: tuple[float, float] = (learned - (0.0 if shape.tied else embedding), learned)
+    if spec.optim.in_backward:
+        of_layer = _gradients_of_layer(shape, learned, embedding, weight, whole=whole, compiled=compiled)
+        at_once = ((embedding if shape.tied else 0.0) + of_layer, max(embedding * (2 if shape.tied else 1), of_layer))
     cast = casts / layers
     moments_of_an_iteration: list[dict[str, float]] = [
         # the loss, when all layers are done
         {
             "gradients": held,
-            "activations": kept + ends,
-            "logits": _logits(shape, card, work, width, stored, trained, whole=whole),
+            "activations": kept.card + ends,
+            "logits": _logits(shape, card, work, width, stored, trained, whole=whole)
+            + _head_in_full(spec, shape, trained, width),
             "casts": casts,  # autocast holds them until the forward pass ends, recomputed or not
         },
         # the backward pass begins, in the last layer
         {
-            "gradients": max(held, shape.embedding * weight if whole else 0.0),
-            "activations": kept + ends / 2,
-            "layer": inside + (one if redone == layers else 0.0),
+            "gradients": max(held, embedding),
+            "activations": kept.card + ends / 2,
+            "layer": kept.again,
             "casts": max(cast, cast * (layers - redone)),
             "scratch": scratch,
         },
         # it ends, in the first layer: all gradients are there but that of the embedding
         {
-            "gradients": learned - (shape.embedding * weight if whole and not shape.tied else 0.0),
-            "activations": tokens * boundary,
-            "layer": inside + one,
+            "gradients": at_once[0],
+            "layer": kept.work,
             "casts": cast,
             "scratch": scratch,
         },
-        {"gradients": learned, "activations": tokens * boundary},
+        {"gradients": at_once[1], "activations": tokens * boundary},
     ]
     return Memory(
         frozen=frozen,
         trained=learned,
-        gradients=learned,
+        gradients=max(at_once),
         optimiser=optimiser,
+        paged=optimiser if spec.optim.name.startswith("paged") and not card.is_cpu else 0.0,
         at_peak=max(moments_of_an_iteration, key=lambda moment: sum(moment.values())),
         fixed=PROGRAM if card.is_cpu else CONTEXT,
         host=host,
-        per_token=per_token,
+        per_token=layer.whole,
         boundary=boundary,
     )
 
 
 def moment_bytes(optimiser: str, width: int) -> float:
-    """Return the bytes that an optimiser keeps of a weight of `width` bytes: moments in the format of the weight, or
-    in 8 bits."""
-    size = MOMENT_BYTES.get(optimiser, MOMENT_BYTES["adamw"])
-    return size if "8bit" in optimiser else size * width / 4
+    """Return the bytes that an optimiser keeps of a weight of `width` bytes; one of a user's own counts as AdamW."""
+    name = optimiser if optimiser in MOMENT_BYTES else "adamw"
+    return MOMENT_BYTES[name] * (width / 4 if name in OF_THE_WEIGHT else 1)
 
 
-def recomputed_layers(recompute: str | int, layers: int) -> int:
-    """Return how many of `layers` are recomputed in the backward pass."""
-    if isinstance(recompute, int):
-        return min(recompute, layers)
-    return 0 if recompute == "none" else layers
-
-
-def kept_by_layer(
-    spec: RunSpec, shape: Shape, trained: Trained, formats: Formats, work: Work, *, compiled: bool, is_cpu: bool
-) -> dict[str, float]:
-    """Return the bytes of a token that a layer keeps for the backward pass, by what keeps them."""
-    width, stored = WIDTH[formats.compute], WIDTH[formats.weights]
-    stream = stored if stored == 4 else width
-    whole = is_trained_whole(spec)
-    hidden, inner = shape.hidden, shape.inner
-    queries, keys = shape.heads * shape.head_size, shape.key_heads * shape.head_size
-    if not is_cpu and shape.key_heads < shape.heads:
-        keys = queries  # the kernels of torch up to 2.11 are given a copy of the keys for each query head
-    found = {
-        # fp32 copy of the stream, or the stream itself; a compiled norm is computed again from the stream
-        "norms": 2.0 * hidden * (stream if compiled else 4),
-        # query, key, value and result in the format of products, and the sum of exponentials in fp32
-        "attention": (2.0 * queries + 2 * keys) * width + 4 * shape.heads,
-        # gate and up, and eager also the activated gate; of an MLP without gate one and the activated one
-        "mlp": float(inner * width * ((2 if compiled else 3) if shape.gated else 1)),
-    }
-    fused = any(linear.place == "attention" and linear.outputs > queries for linear in shape.linears)
-    if fused and is_cpu:  # the value is a part of what the fused layer gives, all of which stays for it
-        found["attention"] += (queries + keys) * width
-    if whole and not compiled:
-        found["norms"] += 2.0 * hidden * stream  # normed rows, which the gradient of a norm's weight asks for
-    found["inputs"] = sum(_inputs(spec, shape, trained, width, whole, copied=whole and stored != width))
-    if spec.model.lora is not None:
-        share = spec.model.lora.dropout
-        for linear, rank in trained.ranks.items():
-            times = linear.count * linear.share / shape.layers
-            found["adapters"] = found.get("adapters", 0.0) + times * rank * width
-            if share:  # a byte for each input that says whether it was dropped
-                found["dropout"] = found.get("dropout", 0.0) + times * linear.inputs
-    if spec.model.attention == "eager" or shape.holds_scores:
-        # scores, the scores in fp32 and their softmax: of a segment, or of a whole row
-        seen = work.tokens if spec.model.attention == "eager" else work.segment
-        found["scores"] = float(shape.heads * seen * (2 * width + 4))
-    return found
-
-
-def _inputs(spec: RunSpec, shape: Shape, trained: Trained, width: int, whole: bool, *, copied: bool) -> Iterator[float]:
-    """Yield the bytes of a token that the inputs of linear layers take, where a weight behind them learns.
-
-    Layers that read the same rows keep them once, but where each of them casts its own copy: under autocast from an
-    fp32 stream, and in PEFT's layer over INT8. What the attention gives is counted there.
-    """
-    int8 = spec.model.quant is not None and spec.model.quant.bits == 8 and spec.model.quant.type != "fp8"
-    seen: dict[str, float] = {}
-    for linear in shape.linears:
-        if not whole and linear not in trained.ranks:
-            continue
-        times = linear.count * linear.share / shape.layers
-        if copied or int8:
-            if linear.place != "attention_out" or int8:
-                yield times * linear.inputs * width
-        elif linear.place == "mlp_out":
-            yield times * linear.inputs * width
-        elif linear.place != "attention_out":
-            # one norm feeds all of a place; experts read gathered rows of their own
-            each = linear.inputs * (max(1.0, times) if linear.share < 1 else 1.0)
-            seen[linear.place] = max(seen.get(linear.place, 0.0), each)
-    yield from (inputs * width for inputs in seen.values())
+def _gradients_of_layer(
+    shape: Shape, learned: float, embedding: float, weight: int, *, whole: bool, compiled: bool
+) -> float:
+    """The gradients that exist together when each weight moves as soon as its own is known: one, or those of a
+    compiled layer, whose backward pass is one piece."""
+    layer = (learned - embedding * (1 if shape.tied else 2)) / shape.layers
+    if compiled or not whole:
+        return layer
+    return float(max(linear.outputs * linear.inputs for linear in shape.linears) * weight)
 
 
 def _frozen(spec: RunSpec, shape: Shape, formats: Formats) -> dict[str, float]:
@@ -278,6 +188,8 @@ def _frozen(spec: RunSpec, shape: Shape, formats: Formats) -> dict[str, float]:
     if quant is None:
         return {formats.weights: float(shape.num_parameters * stored)}
     if quant.bits == 4:
+        if quant.head and not shape.tied:
+            matrices, others = matrices + shape.embedding, others - shape.embedding
         name, size = quant.type.upper(), matrices * (NF4_DOUBLE_BYTES if quant.double else NF4_BYTES)
     else:
         name, size = "FP8" if quant.type == "fp8" else "INT8", matrices + 4.0 * rows
@@ -286,7 +198,8 @@ def _frozen(spec: RunSpec, shape: Shape, formats: Formats) -> dict[str, float]:
 
 def _logits(shape: Shape, card: Card, work: Work, width: int, stored: int, trained: Trained, *, whole: bool) -> float:
     """One chunk: logits and their gradient, on a CPU its fp32 twin; a trained head sums its gradient in fp32."""
-    rows = min(work.tokens, max(16, CHUNK_LOGITS // shape.vocabulary))
+    logits = TRAINED_CHUNK_LOGITS if whole else CHUNK_LOGITS
+    rows = min(work.tokens, max(16, logits // shape.vocabulary))
     chunk = rows * shape.vocabulary * (2 * width)
     if card.is_cpu and width < 4:
         chunk += rows * shape.vocabulary * 4
@@ -294,6 +207,18 @@ def _logits(shape: Shape, card: Card, work: Work, width: int, stored: int, train
         return float(chunk + 2 * 4 * trained.head)  # the adapter's gradient, of a chunk and summed
     casts = shape.embedding * width * 2 if stored != width else 0  # the weight, and its gradient before the sum
     return float(chunk + shape.embedding * (4 + stored) + casts)
+
+
+def has_host_embedding(spec: RunSpec, shape: Shape, card: Card) -> bool:
+    """Whether the input embedding is not on the card."""
+    return spec.model.host_embedding and not shape.tied and not card.is_cpu
+
+
+def _head_in_full(spec: RunSpec, shape: Shape, trained: Trained, width: int) -> float:
+    """What of a 4-bit head is in full at a time: a slab, or all of it where an adapter is on it."""
+    if spec.model.quant is None or not spec.model.quant.head or shape.tied:
+        return 0.0
+    return float(width * (shape.embedding if trained.head else min(shape.embedding, HEAD_SLAB)))
 
 
 def _scratch(spec: RunSpec, shape: Shape, work: Work, width: int) -> float:

@@ -7,9 +7,10 @@ from xtuner.config.spec import RunSpec
 from xtuner.engine.plan.card import Card
 from xtuner.engine.plan.choose import Chosen, choose, find_change, fits
 from xtuner.engine.plan.formats import WIDTH, Formats, choose_formats
-from xtuner.engine.plan.memory import Memory, Trained, find_trained, weigh
+from xtuner.engine.plan.memory import Memory, weigh
 from xtuner.engine.plan.shape import Shape
 from xtuner.engine.plan.speed import COMPILE_SECONDS, Speed, clock
+from xtuner.engine.plan.trained import Trained, find_trained
 from xtuner.engine.plan.work import Work
 
 

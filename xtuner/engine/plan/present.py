@@ -26,7 +26,7 @@ def read_card(device: torch.device) -> Card:
     found = match_card(torch.cuda.get_device_name(device), free)
     if torch.cuda.get_device_capability(device) < (9, 0):
         found = replace(found, fp8=0.0)
-    return replace(found, has_bfloat16=native)
+    return replace(found, has_bfloat16=native, host=float(free_memory()))
 
 
 def can_compile() -> bool:
@@ -57,6 +57,7 @@ def _read_cpu() -> Card:
         matmul=rate,
         fp8=0.0,
         attention=(rate / 2, rate / 2),
+        attention_alike=(rate / 2, rate / 2),
         bandwidth=bandwidth,
         is_cpu=True,
     )

@@ -82,11 +82,13 @@ def probe(plan: Plan) -> Measured:
 
 
 def make_batch(plan: Plan, tokens: int) -> Batch:
-    """Make a micro-batch of random tokens, all learned, in segments as long as they may be."""
+    """Make a micro-batch of random tokens, all learned, in segments as long as they may be, though not all alike."""
     segment = min(plan.work.segment, tokens)
     lengths = [segment] * (tokens // segment)
     if rest := tokens - sum(lengths):
         lengths.append(rest)
+    elif segment > 1 and not plan.work.alike:
+        lengths[-1:] = [segment - 1, 1]
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(plan.shape.vocabulary, (1, tokens), generator=generator)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
@@ -102,6 +104,8 @@ def render_probe(plan: Plan, measured: Measured) -> str:
     seconds = plan.speed.seconds
     rows.append(("seconds", f"{seconds:.3f}", _beside(measured.seconds, seconds, ".3f")))
     lines = [f"        {title:<10} {left:>9}  {right}" for title, left, right in rows]
+    if measured.peak > 0 and not measured.reserved:
+        lines.append("        Measured is what the process holds, with what its allocator keeps for later.")
     if measured.reserved:
         lines.append(f"        With what the allocator keeps for later it is {measured.reserved / GIB:.2f} GiB.")
     return "\n".join(lines)

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from xtuner.engine.plan.card import GIB
-from xtuner.engine.plan.memory import is_trained_whole
 from xtuner.engine.plan.plan import Plan
 from xtuner.engine.plan.shape import describe_shape
+from xtuner.engine.plan.trained import is_trained_whole
 
 TITLES = {
     "gradients": "gradients",
@@ -75,7 +75,7 @@ def _learns(plan: Plan) -> str:
 def _memory(plan: Plan) -> Iterator[str]:
     memory = plan.memory
     rows: list[tuple[str, float, str]] = [
-        (f"weights, {name}", size, "") for name, size in memory.frozen.items() if size
+        (f"weights, {name}", size, _stays(plan, name)) for name, size in memory.frozen.items() if size
     ]
     kind = "weights" if is_trained_whole(plan.spec) else "adapter"
     rows.append((f"{kind}, {'float32' if kind == 'adapter' else plan.formats.weights}", memory.trained, ""))
@@ -89,12 +89,25 @@ def _memory(plan: Plan) -> Iterator[str]:
     yield f"memory  {'':<{width}}{'GiB':>6}"
     for title, size, note in shown:
         yield f"        {title:<{width}}{_gib(size):>6}  {note}".rstrip()
-    verdict = f"of {_gib(plan.card.memory)}: {'it fits' if plan.fits else 'it does not fit'}"
+    verdict = f"of {_gib(plan.card.memory)}: {_verdict(plan)}"
     yield f"        {'peak':<{width}}{_gib(memory.need):>6}  {verdict}"
     if memory.host:
-        yield f"        and {_gib(memory.host)} GiB of host memory"
+        free = "" if memory.host <= plan.card.host else f", and {_gib(plan.card.host)} are free"
+        yield f"        and {_gib(memory.host)} GiB of host memory{free}"
     if not plan.fits:
         yield f"        {say_change(plan)}"
+
+
+def _verdict(plan: Plan) -> str:
+    if not plan.fits:
+        return "it does not fit"
+    return "it fits" if plan.memory.need <= plan.card.memory else "it fits, with moments in host memory (slowly)"
+
+
+def _stays(plan: Plan, name: str) -> str:
+    """Say why so much is not quantised."""
+    fused = any(linear.fused for linear in plan.shape.linears)
+    return "experts too: they are one weight, which stays as it is" if fused and name == plan.formats.weights else ""
 
 
 def _note(plan: Plan, key: str, size: float) -> str:
@@ -130,7 +143,13 @@ def _disk(plan: Plan) -> str:
 
 def _recompute(plan: Plan) -> str:
     layers, chosen = plan.shape.layers, plan.chosen
-    words = {"none": "nothing", "layers": f"all {layers} layers", "offload": f"all {layers} layers, inputs on the host"}
+    words = {
+        "none": "nothing",
+        "mlp": f"the MLPs of all {layers} layers",
+        "layers": f"all {layers} layers",
+        "offload": f"the MLPs of all {layers} layers, the rest waits on the host",
+        "offload_layers": f"all {layers} layers, their inputs wait on the host",
+    }
     said = words.get(str(chosen.recompute), f"{chosen.recompute} of {layers} layers")
     return f"{said} ({chosen.why_recompute or 'as asked for'})"
 
@@ -157,7 +176,7 @@ def _time(plan: Plan) -> str:
 
 
 def _gib(size: float) -> str:
-    return f"{size / GIB:.2f}" if size < 99.95 * GIB else f"{size / GIB:.0f}"
+    return f"{size / GIB:.2f}" if size < 99.95 * GIB else f"{size / GIB:.1f}"
 
 
 def _kb(size: float) -> str:

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from xtuner.config.spec import RunSpec
-from xtuner.engine.plan.choose import Chosen
+from xtuner.engine.plan.choose import Chosen, list_ways
+from xtuner.engine.plan.memory import weigh
 from xtuner.engine.plan.plan import Plan, make_plan
 from xtuner.engine.plan.present import can_compile, read_card
 from xtuner.engine.plan.render import render_lines
@@ -39,14 +40,16 @@ def plan_run(spec: RunSpec, device: torch.device, sizes: np.ndarray, num_iters: 
 
 
 def _agree(plan: Plan, world: World) -> Plan:
-    """Take what the tightest rank has chosen."""
-    layers = plan.shape.layers
-    chosen = plan.chosen.recompute
-    code = {"none": 0, "layers": layers, "offload": layers + 1}.get(str(chosen), chosen)
-    assert isinstance(code, int)
+    """Take what the tightest rank has chosen, of the ways in the order of what they need."""
+    spec, shape, card, work, chosen = plan.spec, plan.shape, plan.card, plan.work, plan.chosen
+
+    def need(way: str | int) -> float:
+        return weigh(spec, shape, card, work, recompute=way, compiled=chosen.compiled).need
+
+    ways = sorted(list_ways(spec, shape, card), key=need, reverse=True)
+    code = ways.index(chosen.recompute)
     agreed = world.agree(code)
     if agreed == code:
         return plan
-    words: dict[int, str | int] = {0: "none", layers: "layers", layers + 1: "offload"}
-    settled = Chosen(words.get(agreed, agreed), plan.chosen.compiled, "another rank has less memory")
-    return make_plan(plan.spec, plan.shape, plan.card, plan.work, chosen=settled)
+    settled = Chosen(ways[agreed], chosen.compiled, "another rank has less memory")
+    return make_plan(spec, shape, card, work, chosen=settled)

@@ -19,6 +19,8 @@ class Work:
     """None: nobody knows before the data is read."""
     is_exact: bool = False
     """Whether the data has been read."""
+    alike: bool = False
+    """Whether all segments have one length, as data have not: some cards have faster kernels for that."""
 
 
 def row_of(spec: RunSpec) -> tuple[int, int]:

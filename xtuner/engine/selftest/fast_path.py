@@ -112,6 +112,7 @@ def _compare_lora(run: Run, layer: Any, tokens: int) -> float:
 def _compare_loss(run: Run) -> float:
     head = find_head(run.model)
     weight: Any = next(head.module.parameters())
+    dtype = weight.dtype if weight.is_floating_point() else compute_dtype(run)  # a 4-bit head is stored as bytes
     width = base_model(run.model).config.get_text_config().hidden_size
     hidden = torch.randn(MOST_TOKENS, width, device=weight.device, requires_grad=True)
     labels = torch.randint(head.vocabulary, (MOST_TOKENS,), device=weight.device)
@@ -119,7 +120,7 @@ def _compare_loss(run: Run) -> float:
 
     def results(function: Callable[..., Tensor], chunk: int) -> Tensors:
         def compute() -> Tensors:
-            loss = function(hidden.to(weight.dtype), head, labels, chunk)
+            loss = function(hidden.to(dtype), head, labels, chunk)
             return [loss, *torch.autograd.grad(loss, hidden)]
 
         return run.strategy.within(compute)

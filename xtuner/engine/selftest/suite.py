@@ -32,7 +32,7 @@ def measure_laws(spec: RunSpec, folder: Path, *, steps: int = STEPS) -> Iterator
     bare = bare_spec(spec)
     adapted = bare if bare.model.lora is not None else with_model(bare, lora=LoraSpec())
     yield from measure_trajectory(adapted, folder / "lora", steps=steps)
-    full = with_model(bare, lora=None, quant=None, adapter=None)
+    full = with_model(bare, lora=None, quant=None, adapter=None, host_embedding=False)
     full = full.model_copy(update={"optim": full.optim.model_copy(update={"lr": min(full.optim.lr, FULL_LR)})})
     needed, free = BYTES_PER_WEIGHT * count_weights(bare.model.path), free_bytes()
     if needed <= free:

@@ -34,8 +34,6 @@ class Strategy(Protocol):
     """Which rows this rank reads: those of reader number so and so ..."""
     readers: int
     """... of so many; ranks that share a sequence read the same rows."""
-    answers: bool
-    """Whether the model can be asked questions in the middle of the training."""
 
     def loading_device(self, quantised: bool) -> torch.device:
         """Return where the checkpoint is to be loaded."""
@@ -65,7 +63,11 @@ class Strategy(Protocol):
         """Add the gradient of a scalar."""
         ...
 
-    def step(self, lr: float, max_norm: float | None, accept: Accept | None = None) -> Tensor | None:
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the coming step; before its first backward pass, where weights may move already."""
+        ...
+
+    def step(self, max_norm: float | None, accept: Accept | None = None) -> Tensor | None:
         """Clip, move the weights, forget the gradients; returns the norm before clipping, on the device.
 
         With `accept` the norm is measured in any case, and the weights stay as they are if it says no to it.

@@ -40,11 +40,11 @@ class DDP(Parallel):
             self.buckets.open()
         yield
 
-    def step(self, lr: float, max_norm: float | None, accept: Accept | None = None) -> Tensor | None:
+    def step(self, max_norm: float | None, accept: Accept | None = None) -> Tensor | None:
         """Average the gradients; then all ranks make the same step."""
         if self.world.size > 1:
             self.buckets.average(self.world.size)
-        return super().step(lr, max_norm, accept)
+        return super().step(max_norm, accept)
 
     def forget(self) -> None:
         """Keep the buffers."""

@@ -13,8 +13,6 @@ from torch.optim import Optimizer
 
 from xtuner.checkpoint.atomic import ASIDE, sync_folder
 from xtuner.checkpoint.folder import writing
-from xtuner.checkpoint.pth import load_pth
-from xtuner.checkpoint.pth_pickle import Foreign
 from xtuner.checkpoint.state import save_state
 from xtuner.checkpoint.zero import PART_FILE
 from xtuner.config.spec import RunSpec
@@ -22,6 +20,7 @@ from xtuner.dataset.batch import Batch
 from xtuner.engine.precision import NOT_FINITE_HELP, Precision
 from xtuner.engine.strategy.base import Accept
 from xtuner.engine.strategy.parallel import Parallel, check_frozen, checksum, is_finite, quantised
+from xtuner.engine.strategy.unpickle import only_data
 from xtuner.engine.strategy.world import World
 from xtuner.engine.strategy.zero_config import cost_alone, fill_config
 from xtuner.errors import UserError
@@ -33,8 +32,13 @@ from xtuner.objective.protocol import Objective
 
 T = TypeVar("T")
 
-KNOWN = ("deepspeed.", "torch.", "collections.", "builtins.")
-"""Where the classes and functions in DeepSpeed's own files come from."""
+OWN = (
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+)
+"""The classes, beside tensors, whose objects are in DeepSpeed's folders: they hold numbers."""
 
 
 class Root(nn.Module):
@@ -72,8 +76,6 @@ class DeepSpeed(Parallel):
         self.deepspeed: Any = deepspeed
         self.run_spec, self.config = spec, config
         self.sharded = int((config.get("zero_optimization") or {}).get("stage", 0)) == 3
-        # its hooks lose track of divided weights when a pass that learns follows one that generates
-        self.answers = not self.sharded
         self.engine: Any
 
     def place(self, model: nn.Module, optimiser: Callable[[nn.Module], Optimizer]) -> nn.Module:
@@ -88,9 +90,15 @@ class DeepSpeed(Parallel):
             LOGGER.warning(said)
         self.engine = self.deepspeed.initialize(model=Root(model), optimizer=optimiser(model), config=config)[0]
         self.optimizer = self.engine.optimizer
-        check_frozen(model, before, self.world)
+        check_frozen(before, checksum(self._one_by_one(quantised(model))), self.world)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return model
+
+    def _one_by_one(self, parameters: list[nn.Parameter]) -> Iterator[nn.Parameter]:
+        """Yield weights, each whole for as long as it is looked at."""
+        for parameter in parameters:
+            with self.deepspeed.zero.GatheredParameters([parameter], enabled=self.sharded):
+                yield parameter
 
     def loss(self, objective: Objective, model: nn.Module, batch: Batch) -> Loss:
         """Call the objective through the engine, which must see the tensor that is differentiated."""
@@ -104,7 +112,16 @@ class DeepSpeed(Parallel):
         return Loss(found.pop("xtuner.total"), found.pop("xtuner.weight"), found)
 
     def within(self, function: Callable[[], T]) -> T:
-        """Call it through the engine, which decides the number format."""
+        """Call it through the engine, which decides the number format.
+
+        Under ZeRO-3 every card holds all weights meanwhile: DeepSpeed keeps a record of the order in which modules are
+        called, and loses track when something else is done between two passes that learn.
+        """
+        if self.sharded:
+            from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
+
+            with unwrap_model_for_generation(self.engine):
+                return function()
         result: T = self.engine(lambda: {"result": function()})["result"]
         return result
 
@@ -125,12 +142,10 @@ class DeepSpeed(Parallel):
         found: AbstractContextManager[Any] = self.deepspeed.zero.GatheredParameters(head, enabled=bool(head))
         return found
 
-    def step(self, lr: float, max_norm: float | None, accept: Accept | None = None) -> Tensor | None:
+    def step(self, max_norm: float | None, accept: Accept | None = None) -> Tensor | None:
         """The engine clips and steps."""
         if accept is not None:
             raise UserError("DeepSpeed makes its steps itself, so none can be skipped.", "Leave --skip-spikes out.")
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         return None if norm is None or max_norm is None else torch.as_tensor(norm)
@@ -181,12 +196,11 @@ class DeepSpeed(Parallel):
                 f"{path} was saved by {was}, and DeepSpeed goes on only with its own of {self.world.size}.",
                 f"Go on as it was saved, or start from its weights: model.weights={path}",
             )
-        for file in path.glob("*.pt"):
-            check_known(file)
         try:
-            found, _ = self.engine.load_checkpoint(
-                str(path.parent), tag=path.name, load_module_strict=False, load_lr_scheduler_states=False
-            )
+            with only_data(path, OWN):
+                found, _ = self.engine.load_checkpoint(
+                    str(path.parent), tag=path.name, load_module_strict=False, load_lr_scheduler_states=False
+                )
         except (RuntimeError, KeyError, ValueError, AssertionError) as error:
             raise UserError(
                 f"DeepSpeed cannot go on from {path}: {error}.", f"Start from its weights: model.weights={path}"
@@ -205,22 +219,3 @@ class DeepSpeed(Parallel):
             if self.world.rank == 0:
                 found[PREFIX + name] = (parameter.detach() if whole is None else whole).cpu()
         return found
-
-
-def check_known(file: Path) -> None:
-    """Refuse a file that names other code than DeepSpeed's: DeepSpeed's own loader would run it.
-
-    Raises:
-        UserError: it does.
-    """
-    waiting: list[Any] = [load_pth(file)]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, Foreign):
-            if not value.name.startswith(KNOWN) or value.name in ("builtins.eval", "builtins.exec"):
-                raise UserError(f"{file} asks for {value.name} to be run; it is not read.", "Use another checkpoint.")
-            waiting += [value.arguments, value.state]
-        elif isinstance(value, Mapping):
-            waiting += [*value.keys(), *value.values()]
-        elif isinstance(value, list | tuple | set):
-            waiting += list(value)

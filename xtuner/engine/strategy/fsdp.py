@@ -94,7 +94,7 @@ class FSDP(Parallel):
         for layer in decoder_layers(model):
             fully_shard(layer, **options)
         self.root = fully_shard(Root(model), **options)
-        check_frozen(model, before, self.world)
+        check_frozen(before, checksum(whole), self.world)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = optimiser(model)
         if not type(self.optimizer).__module__.startswith("torch."):
@@ -129,10 +129,8 @@ class FSDP(Parallel):
         """Add the gradient."""
         loss.backward()
 
-    def step(self, lr: float, max_norm: float | None, accept: Accept | None = None) -> Tensor | None:
+    def step(self, max_norm: float | None, accept: Accept | None = None) -> Tensor | None:
         """Clip by the norm over all shards, and step."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         norm = None
         if max_norm is not None or accept is not None:
             found = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])

@@ -20,6 +20,7 @@ from xtuner.dataset.batch import IGNORE, Batch
 from xtuner.engine.strategy.world import World
 from xtuner.errors import UserError
 from xtuner.model.attention import PACKED, attend, mask
+from xtuner.model.families.deepseek_moe import DeepseekMoE
 from xtuner.model.head import base_model
 from xtuner.ops.packing import Packing
 
@@ -51,7 +52,7 @@ class Ulysses:
         """Let the model attend through the exchange.
 
         Raises:
-            UserError: its attention or its heads do not allow that.
+            UserError: its attention, its heads or its experts do not allow that.
         """
         if self.size == 1:
             return
@@ -67,6 +68,12 @@ class Ulysses:
             raise UserError(
                 f"{heads} attention heads cannot be divided among {self.size} ranks.",
                 "Choose a sequence_parallel_size that divides them.",
+            )
+        if any(isinstance(module, DeepseekMoE) and module.alpha > 0 for module in inner.modules()):
+            raise UserError(
+                f"{type(inner).__name__} keeps its experts evenly busy within whole sequences, so these cannot be "
+                "spread over cards.",
+                "Set sequence_parallel_size to 1, or aux_loss_alpha to 0 in the model's config.json.",
             )
         assert self.group is not None
         AttentionInterface.register(NAME, partial(attend_together, group=self.group, size=self.size))

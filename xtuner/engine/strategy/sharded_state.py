@@ -63,9 +63,9 @@ def save_sharded(
         dcp.save(content, storage_writer=dcp.FileSystemWriter(aside), process_group=world.messages())
     except CheckpointException as error:
         shutil.rmtree(aside, ignore_errors=True)
-        reason = next(iter(error.failures.values()))[0] if error.failures else error
+        rank, (reason, _) = next(iter(error.failures.items()), (0, (error, None)))
         raise UserError(
-            f"{path} cannot be written: {reason}. Earlier checkpoints are intact.",
+            f"{path} cannot be written by rank {rank}: {reason}. Earlier checkpoints are intact.",
             "Free some space, or write elsewhere.",
         ) from error
     world.first(publish)

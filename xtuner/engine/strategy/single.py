@@ -29,7 +29,6 @@ class Single:
 
     reader = 0
     readers = 1
-    answers = True
 
     def __init__(
         self, device: torch.device, precision: Precision, world: World | None = None, spec: RunSpec | None = None
@@ -89,10 +88,13 @@ class Single:
         """Add the gradient, of the scaled loss for float16."""
         self.scaler.scale(loss).backward()
 
-    def step(self, lr: float, max_norm: float | None, accept: Accept | None = None) -> Tensor | None:
-        """Clip and step; a float16 step whose gradient overflowed is left out by the scaler."""
+    def set_lr(self, lr: float) -> None:
+        """Tell the optimiser."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+
+    def step(self, max_norm: float | None, accept: Accept | None = None) -> Tensor | None:
+        """Clip and step; a float16 step whose gradient overflowed is left out by the scaler."""
         norm = None
         if max_norm is not None or accept is not None:
             self.scaler.unscale_(self.optimizer)

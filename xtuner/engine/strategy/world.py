@@ -124,7 +124,7 @@ class Processes(World):
         self.rank, self.size = place.rank, place.size
         self.local_rank, self.local_size, self.machine = place.local_rank, place.local_size, place.machine
         if torch.cuda.is_available():
-            if self.local_rank >= torch.cuda.device_count():
+            if self.local_size > torch.cuda.device_count():  # all know it, and the first of them speaks
                 raise UserError(
                     f"{self.local_size} processes were started on this machine, which has "
                     f"{torch.cuda.device_count()} cards.",

@@ -4,18 +4,20 @@ All four have the model_type `baichuan`. A config without max_position_embedding
 (https://arxiv.org/abs/2309.10305) is known by its vocabulary or by the tokenizer class that its config names.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from huggingface_hub.dataclasses import strict
-from torch import Tensor, nn
+from torch import nn
 
 from xtuner.model.families.alibi import build_alibi
 from xtuner.model.families.chat import ChatMixin
 from xtuner.model.families.decoder import CausalLM, Decoder
-from xtuner.model.families.family import Family, FamilyConfig
-from xtuner.model.families.layer import Attention, DecoderLayer, GatedMLP, PositionEncoding, RMSNorm
+from xtuner.model.families.family import Family
+from xtuner.model.families.layer import Attention, DecoderLayer
+from xtuner.model.families.llama import FusedAttention, LlamaKeys
 from xtuner.model.families.norm_head import NormHead
+from xtuner.model.families.place import Places, PositionEncoding
 from xtuner.model.families.rope import Rope
 from xtuner.model.tokenizers.baichuan import BaiChuanTokenizer, BaichuanTokenizer
 
@@ -26,27 +28,18 @@ BAICHUAN2_KEYS = ("tokenizer_class", "z_loss_weight")
 
 
 @strict
-class BaichuanConfig(FamilyConfig):
+class BaichuanConfig(LlamaKeys):
     """Keys of the original config.json."""
 
     model_type = "baichuan"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    UNKNOWN: ClassVar[Mapping[str, str]] = {
+        "rope_scaling": "the positions of Baichuan are not scaled by anything",
+        "z_loss_weight": "a loss for large logits is not known here; set it to 0 in config.json to go without",
+    }
 
     vocab_size: int = 64000
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    hidden_act: str = "silu"
     max_position_embeddings: int | None = None
     """What the model reads, in tokens. A 13B file calls it model_max_length, and so does what we write."""
-    initializer_range: float = 0.02
-    rms_norm_eps: float = 1e-6
-    use_cache: bool = True
-    pad_token_id: int | None = 0
-    bos_token_id: int | None = 1
-    eos_token_id: int | list[int] | None = 2
-    tie_word_embeddings: bool = False
     model_max_length: int = 4096
     norm_head: bool | None = None
     """Whether rows of the head are brought to length 1. Not in the original files, where it has to be guessed; what we
@@ -54,8 +47,6 @@ class BaichuanConfig(FamilyConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Tell the four forms apart."""
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError("num_attention_heads does not divide hidden_size")
         self.alibi = self.max_position_embeddings is None
         if self.max_position_embeddings is None:
             self.max_position_embeddings = self.model_max_length
@@ -74,76 +65,41 @@ class BaichuanConfig(FamilyConfig):
         return values
 
 
-class BaichuanAttention(Attention):
-    """Attention whose W_pack holds the rows of queries, keys and values one after another."""
+class BaichuanAttention(FusedAttention):
+    """Attention without biases."""
 
-    def __init__(self, config: BaichuanConfig, layer_idx: int) -> None:
-        size, heads = config.hidden_size, config.num_attention_heads
-        super().__init__(config, layer_idx, num_heads=heads, num_key_value_heads=heads, head_dim=size // heads)
-        self.W_pack = nn.Linear(size, 3 * size, bias=False)
-        self.o_proj = nn.Linear(size, size, bias=False)
-
-    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, D) -> queries, keys and values, (B, H, T, d) each."""
-        query, key, value = self.W_pack(hidden).chunk(3, dim=-1)
-        return self.split_heads(query), self.split_heads(key), self.split_heads(value)
-
-    def merge(self, mixed: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        return self.o_proj(mixed)
+    FUSED = "W_pack"
 
 
 class BaichuanLayer(DecoderLayer):
     """The layer under Llama's names."""
 
-    def __init__(self, config: BaichuanConfig, layer_idx: int) -> None:
-        super().__init__(
-            BaichuanAttention(config, layer_idx),
-            GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act),
-            RMSNorm(config.hidden_size, config.rms_norm_eps),
-            RMSNorm(config.hidden_size, config.rms_norm_eps),
-        )
+    def build_attention(self, config: BaichuanConfig, layer_idx: int) -> Attention:
+        """Make the attention."""
+        return BaichuanAttention(config, layer_idx, bias=False, output_bias=False)
 
 
 class BaichuanModel(Decoder):
     """The decoder: token ids to hidden states."""
 
     config_class = BaichuanConfig
-    _no_split_modules = ["BaichuanLayer"]  # noqa: RUF012
-    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]  # noqa: RUF012
-
-    def __init__(self, config: BaichuanConfig) -> None:
-        super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList(BaichuanLayer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_init()
+    LAYER = BaichuanLayer
 
     def rope(self) -> Rope:
         """Return the rotation of the 7B forms, which nothing in their configs changes."""
         return Rope(size=self.config.hidden_size // self.config.num_attention_heads)
 
-    def encode_positions(
-        self,
-        positions: Tensor,
-        dtype: torch.dtype,
-        cu_seqlens: Tensor | None,
-        key_positions: Tensor | None,
-        padding: Tensor | None = None,
-    ) -> PositionEncoding:
+    def encode_positions(self, at: Places) -> PositionEncoding:
         """Rotate, or in the 13B forms bias the scores."""
         if not self.config.alibi:
-            return super().encode_positions(positions, dtype, cu_seqlens, key_positions, padding)
+            return super().encode_positions(at)
         heads = self.config.num_attention_heads
-        return build_alibi(heads, (self.config.hidden_size // heads) ** -0.5, positions)
+        return build_alibi(heads, (self.config.hidden_size // heads) ** -0.5, at.positions)
 
 
 class BaichuanForCausalLM(ChatMixin, CausalLM):
     """The decoder and its language head."""
 
-    config_class = BaichuanConfig
-    _no_split_modules = ["BaichuanLayer"]  # noqa: RUF012
-    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]  # noqa: RUF012
     DECODER = BaichuanModel
 
     def default_template(self, tokenizer: Any) -> str:

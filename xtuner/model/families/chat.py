@@ -5,6 +5,7 @@ the methods; programs written for the original models call them.
 """
 
 import copy
+import functools
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from xtuner.conversation.encode import Encoder, reads_roles_as_text
 from xtuner.conversation.message import Conversation, Message
 from xtuner.conversation.template import ChatTemplate
 from xtuner.errors import UserError
+from xtuner.log import LOGGER
 
 History = Sequence[Any]
 """Turns that were had: (question, answer) pairs, or {"role", "content"} messages."""
@@ -43,9 +45,12 @@ class ChatMixin:
     CHAT_SAMPLING: ClassVar[Mapping[str, Any]] = {}
     """How answers are drawn if nothing is said; empty: as generation_config.json says."""
 
+    TEMPLATE: ClassVar[str]
+    """The template of the family's chat models."""
+
     def default_template(self, tokenizer: Any) -> str:
         """Return the name of the template to use where neither files nor tokenizer show one."""
-        raise NotImplementedError
+        return self.TEMPLATE
 
     def chat(
         self,
@@ -210,7 +215,18 @@ def choose_template(model: Any, tokenizer: Any) -> ChatTemplate:
     """Return the template that the model's folder or its tokenizer shows, else that of its family."""
     name = detect_template(model.config.name_or_path) if model.config.name_or_path else None
     name = name or detect_text(tokenizer.chat_template or "", model.config.model_type)
-    return find_template(name or cast(ChatMixin, model).default_template(tokenizer))
+    if name is None:
+        name = cast(ChatMixin, model).default_template(tokenizer)
+        _tell_choice(str(model.config.name_or_path or "this model"), name)
+    return find_template(name)
+
+
+@functools.cache
+def _tell_choice(path: str, template: str) -> None:
+    """Say once which template a model gets that shows none: it may be a base model, which was taught no such words."""
+    LOGGER.info(
+        "%s shows no chat template; it is asked in the words of %s, as chat models of its kind.", path, template
+    )
 
 
 def tokenizer_ids(tokenizer: Any, text: str) -> list[int]:

@@ -3,10 +3,9 @@
 Unlike elsewhere the head stands inside the decoder: its weight is `transformer.output_layer.weight`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,31 +14,37 @@ from xtuner.errors import UserError
 from xtuner.model.families.chat import SAMPLING, ChatMixin
 from xtuner.model.families.decoder import CausalLM, Decoder
 from xtuner.model.families.family import Family, FamilyConfig
-from xtuner.model.families.layer import Attention, DecoderLayer, PositionEncoding, RMSNorm
+from xtuner.model.families.layer import Attention, DecoderLayer, RMSNorm
+from xtuner.model.families.place import Places, PositionEncoding
 from xtuner.model.families.rope import Rotary, rotary_tables
 from xtuner.model.tokenizers.chatglm import ChatGLMTokenizer, is_second
-
-UNKNOWN = {
-    "position_encoding_2d": "the first ChatGLM (chatglm-6b) is not known here",
-    "quantization_bit": "its weights are quantised; use the original model, and quantise it while loading",
-    "pre_seq_len": "a P-tuning prefix is not known here",
-    "vision_config": "a model that sees pictures is not known here",
-}
-"""Keys of models of the same name that are something else, and what to say."""
 
 
 @strict
 class ChatGLMConfig(FamilyConfig):
-    """Keys of the original config.json. `apply_query_key_layer_scaling` and `bias_dropout_fusion` change nothing."""
+    """Keys of the original config.json.
+
+    Some change nothing: `original_rope` is never looked at; `apply_query_key_layer_scaling`, `bias_dropout_fusion` and
+    `attention_softmax_in_fp32` are about rounding in half precision; with `fp32_residual_connection` the original runs
+    in fp32 alone, where it makes no difference.
+    """
 
     model_type = "chatglm"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    UNKNOWN: ClassVar[Mapping[str, str]] = {
+        "position_encoding_2d": "the first ChatGLM (chatglm-6b) is not known here",
+        "quantization_bit": "its weights are quantised; use the original model, and quantise it while loading",
+        "pre_seq_len": "a P-tuning prefix is not known here",
+        "vision_config": "a model that sees pictures is not known here",
+        "interleaved_qkv": "rows of queries, keys and values in turns are not known here",
+        "rope_scaling": "ChatGLM says by rope_ratio how its positions are scaled",
+    }
     attribute_map: ClassVar[dict[str, str]] = {
         "num_hidden_layers": "num_layers",
         "vocab_size": "padded_vocab_size",
         "max_position_embeddings": "seq_length",
         "intermediate_size": "ffn_hidden_size",
         "head_dim": "kv_channels",
+        "rms_norm_eps": "layernorm_epsilon",
     }
 
     tie_last_hidden_states: ClassVar[bool] = False
@@ -78,9 +83,6 @@ class ChatGLMConfig(FamilyConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill in the size of a head; refuse what the family does not know."""
-        for key, words in UNKNOWN.items():
-            if kwargs.get(key):
-                raise ValueError(f"{key}: {words}")
         if self.interpolated is None:
             names = [str(kwargs.get(key, "")) for key in ("_name_or_path", "name_or_path")]
             self.interpolated = is_second(next((name for name in names if "chatglm" in name.lower()), ""))
@@ -105,14 +107,10 @@ class ChatGLMConfig(FamilyConfig):
         return self.multi_query_group_num if self.multi_query_attention else self.num_attention_heads
 
 
-def build_norm(config: ChatGLMConfig) -> nn.Module:
-    """Make the norm that the config names."""
-    kind = RMSNorm if config.rmsnorm else nn.LayerNorm
-    return kind(config.hidden_size, eps=config.layernorm_epsilon)
-
-
 class ChatGLMAttention(Attention):
     """Attention over one fused matrix for queries, keys and values."""
+
+    OUTPUT = "dense"
 
     def __init__(self, config: ChatGLMConfig, layer_idx: int) -> None:
         heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.kv_channels
@@ -131,10 +129,6 @@ class ChatGLMAttention(Attention):
             return fused[:, 0::3], fused[:, 1::3], fused[:, 2::3]
         query, key, value = fused.split((self.num_heads, *2 * (self.num_key_value_heads,)), dim=1)
         return query, key, value
-
-    def merge(self, mixed: Tensor) -> Tensor:
-        """(B, T, H * d) -> (B, T, D)."""
-        return self.dense(mixed)
 
 
 class ChatGLMMLP(nn.Module):
@@ -159,11 +153,23 @@ class ChatGLMLayer(DecoderLayer):
     NAMES = ("self_attention", "mlp", "input_layernorm", "post_attention_layernorm")
 
     def __init__(self, config: ChatGLMConfig, layer_idx: int) -> None:
-        super().__init__(
-            ChatGLMAttention(config, layer_idx), ChatGLMMLP(config), build_norm(config), build_norm(config)
-        )
+        super().__init__(config, layer_idx)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.residual_behind_norm = config.apply_residual_connection_post_layernorm
+
+    def build_attention(self, config: ChatGLMConfig, layer_idx: int) -> Attention:
+        """Make the attention."""
+        return ChatGLMAttention(config, layer_idx)
+
+    def build_mlp(self, config: ChatGLMConfig, layer_idx: int) -> nn.Module:
+        """Make the MLP."""
+        return ChatGLMMLP(config)
+
+    @staticmethod
+    def build_norm(config: ChatGLMConfig) -> nn.Module:
+        """Make the norm that the config names."""
+        kind = RMSNorm if config.rmsnorm else nn.LayerNorm
+        return kind(config.hidden_size, eps=config.layernorm_epsilon)
 
     def forward(self, hidden: Tensor, **kwargs: Any) -> Tensor:
         """(B, T, D) -> (B, T, D); `kwargs` go to the attention."""
@@ -179,45 +185,26 @@ class ChatGLMModel(Decoder):
     """The decoder: token ids to hidden states."""
 
     config_class = ChatGLMConfig
-    _no_split_modules = ["ChatGLMLayer"]  # noqa: RUF012
-    _keys_to_ignore_on_load_unexpected = [r"rotary_pos_emb\.inv_freq"]  # noqa: RUF012
-    EMBEDDING = "embedding.word_embeddings"
-    LAYERS = "encoder.layers"
-    NORM = "encoder.final_layernorm"
+    LAYER = ChatGLMLayer
+    EMBEDDING, LAYERS, NORM = "embedding.word_embeddings", "encoder.layers", "encoder.final_layernorm"
+    HAS_PADDING_ROW = False
 
-    def __init__(self, config: ChatGLMConfig) -> None:
-        super().__init__(config)
-        self.embedding = nn.ModuleDict({"word_embeddings": nn.Embedding(config.padded_vocab_size, config.hidden_size)})
-        self.encoder = nn.ModuleDict(
-            {
-                "layers": nn.ModuleList(ChatGLMLayer(config, index) for index in range(config.num_layers)),
-                "final_layernorm": build_norm(config) if config.post_layer_norm else nn.Identity(),
-            }
-        )
-        self.post_init()
+    def build_norm(self, config: ChatGLMConfig) -> nn.Module:
+        """Make the last norm, if there is one."""
+        return super().build_norm(config) if config.post_layer_norm else nn.Identity()
 
-    def encode_positions(
-        self,
-        positions: Tensor,
-        dtype: torch.dtype,
-        cu_seqlens: Tensor | None,
-        key_positions: Tensor | None,
-        padding: Tensor | None = None,
-    ) -> PositionEncoding:
+    def encode_positions(self, at: Places) -> PositionEncoding:
         """Turn pairs of neighbours in the first half of every head."""
         ratio, size = float(self.config.rope_ratio), self.config.kv_channels // 2
         base, stretch = (10000.0, ratio) if self.config.interpolated else (10000.0 * ratio, 1.0)
-        tables = rotary_tables(positions, size, base, dtype, stretch=stretch, interleaved=True)
+        tables = rotary_tables(at.positions, size, base, at.dtype, stretch=stretch, interleaved=True)
         return Rotary(*tables, interleaved=True)
 
 
 class ChatGLMForConditionalGeneration(ChatMixin, CausalLM):
     """The decoder and the head that stands inside it."""
 
-    config_class = ChatGLMConfig
     base_model_prefix = "transformer"
-    _no_split_modules = ["ChatGLMLayer"]  # noqa: RUF012
-    _keys_to_ignore_on_load_unexpected = [r"rotary_pos_emb\.inv_freq"]  # noqa: RUF012
     _tied_weights_keys = {  # noqa: RUF012
         "transformer.output_layer.weight": "transformer.embedding.word_embeddings.weight"
     }

@@ -12,12 +12,13 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from xtuner.model.families.layer import Attention, DecoderLayer, PositionEncoding
+from xtuner.model.families.layer import Attention, DecoderLayer
+from xtuner.model.families.place import Places, PositionEncoding
 from xtuner.model.families.rope import Rope, build_rotary, read_rope
 
 
 class PreTrainedDecoder(PreTrainedModel):
-    """What transformers needs to know about every family; a family adds `config_class` and its layer's name."""
+    """What transformers needs to know about every family."""
 
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -27,6 +28,10 @@ class PreTrainedDecoder(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    _keys_to_ignore_on_load_unexpected = [  # what some files hold follows from config.json  # noqa: RUF012
+        r"rotary_(pos_)?emb\.inv_freq",
+        r"attn\.masked_bias",
+    ]
     _can_record_outputs = {"hidden_states": DecoderLayer, "attentions": Attention}  # noqa: RUF012
 
 
@@ -41,16 +46,33 @@ class DecoderOutput(BaseModelOutputWithPast):
 class Decoder(PreTrainedDecoder):
     """Token ids to hidden states.
 
-    A family builds its parts in `__init__` under the names of its checkpoints and says here what they are called.
+    A family names its `config_class` and its layer, and what the parts are called in its checkpoints.
     """
 
+    LAYER: ClassVar[type[DecoderLayer]]
     EMBEDDING: ClassVar[str] = "embed_tokens"
     LAYERS: ClassVar[str] = "layers"
     NORM: ClassVar[str] = "norm"
+    HAS_PADDING_ROW: ClassVar[bool] = True
+    """Whether the embedding of the padding token is left out of training."""
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        cls._no_split_modules = [cls.LAYER.__name__]
+        super().__init_subclass__(**kwargs)
+
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.gradient_checkpointing = False
+        padding = config.pad_token_id if self.HAS_PADDING_ROW else None
+        layers = nn.ModuleList(self.LAYER(config, index) for index in range(config.num_hidden_layers))
+        add_part(self, self.EMBEDDING, nn.Embedding(config.vocab_size, config.hidden_size, padding))
+        add_part(self, self.LAYERS, layers)
+        add_part(self, self.NORM, self.build_norm(config))
+        self.post_init()
+
+    def build_norm(self, config: Any) -> nn.Module:
+        """Make what follows the last layer."""
+        return self.LAYER.build_norm(config)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embedding."""
@@ -69,20 +91,9 @@ class Decoder(PreTrainedDecoder):
         """Return what the config says about the rotation."""
         return read_rope(self.config)
 
-    def encode_positions(
-        self,
-        positions: Tensor,
-        dtype: torch.dtype,
-        cu_seqlens: Tensor | None,
-        key_positions: Tensor | None,
-        padding: Tensor | None = None,
-    ) -> PositionEncoding:
-        """Return how the tokens at `positions` (B, T) are placed; rotation unless a family says otherwise.
-
-        `cu_seqlens` (S + 1,) are the borders of a packed row. With a cache, `key_positions` (B, S) are the places of
-        all keys, those in the cache and those at hand. `padding` (B, S) is 0 where the rows are filled up.
-        """
-        return build_rotary(self.rope(), positions, dtype, cu_seqlens, key_positions)
+    def encode_positions(self, at: Places) -> PositionEncoding:
+        """Return how the tokens at hand know their places: by rotation unless a family says otherwise."""
+        return build_rotary(self.rope(), at)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -119,9 +130,8 @@ class Decoder(PreTrainedDecoder):
             behind = torch.arange(num_keys, device=hidden.device) - (seen + length - 1)
             key_positions = position_ids[:, -1:] + behind
         padding = attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
-        position = self.encode_positions(
-            position_ids, hidden.dtype, kwargs.get("cu_seq_lens_q"), key_positions, padding
-        )
+        places = Places(position_ids, hidden.dtype, kwargs.get("cu_seq_lens_q"), key_positions, padding)
+        position = self.encode_positions(places)
         penalties: list[Tensor] = []
         for layer in cast(nn.ModuleList, self.get_submodule(self.LAYERS)):
             output = layer(
@@ -148,6 +158,12 @@ class CausalLM(PreTrainedDecoder, GenerationMixin):
     DECODER: ClassVar[type[Decoder]]
     HEAD: ClassVar[str] = "lm_head"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        cls.config_class = cls.DECODER.config_class
+        cls._no_split_modules = cls.DECODER._no_split_modules
+        cls._can_compile_fullgraph = cls.DECODER._can_compile_fullgraph
+        super().__init_subclass__(**kwargs)
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
@@ -225,3 +241,13 @@ class CausalLM(PreTrainedDecoder, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def add_part(module: nn.Module, path: str, part: nn.Module) -> None:
+    """Put `part` into `module` under a dotted name; what is on the way there is made."""
+    *way, name = path.split(".")
+    for step in way:
+        if not hasattr(module, step):
+            module.add_module(step, nn.Module())
+        module = module.get_submodule(step)
+    module.add_module(name, part)

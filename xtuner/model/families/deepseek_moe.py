@@ -1,6 +1,7 @@
 """DeepSeek-MoE (https://arxiv.org/abs/2401.06066): Llama's keys, with shared and routed experts in most layers."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -10,8 +11,8 @@ from transformers import initialization
 
 from xtuner.model.families.decoder import CausalLM, Decoder
 from xtuner.model.families.family import Family
-from xtuner.model.families.layer import DecoderLayer, GatedMLP, RMSNorm
-from xtuner.model.families.llama import LlamaLikeConfig, build_attention
+from xtuner.model.families.layer import GatedMLP
+from xtuner.model.families.llama import LlamaLayer, LlamaLikeConfig
 from xtuner.ops.expert import balance, run_experts
 
 
@@ -20,6 +21,10 @@ class DeepseekConfig(LlamaLikeConfig):
     """Keys of the original config.json, read and written under their original names."""
 
     model_type = "deepseek"
+    UNKNOWN: ClassVar[Mapping[str, str]] = {
+        "kv_lora_rank": "latent attention is that of DeepSeek-V2, whose model_type is deepseek_v2",
+        "n_group": "groups of experts are those of DeepSeek-V2, whose model_type is deepseek_v2",
+    }
 
     vocab_size: int = 102400
     num_hidden_layers: int = 30
@@ -44,6 +49,8 @@ class DeepseekConfig(LlamaLikeConfig):
         """Refuse what the family does not know."""
         if self.scoring_func != "softmax":
             raise ValueError(f"scoring_func must be softmax: {self.scoring_func}")
+        if kwargs.get("topk_method", "greedy") != "greedy" or kwargs.get("routed_scaling_factor", 1) != 1:
+            raise ValueError("topk_method must be greedy, and routed_scaling_factor 1, as in DeepSeek-MoE")
         if self.n_routed_experts is not None and not 0 < (self.num_experts_per_tok or 0) <= self.n_routed_experts:
             raise ValueError("num_experts_per_tok must be at least 1, and at most n_routed_experts")
         super().__post_init__(**kwargs)
@@ -107,18 +114,12 @@ class DeepseekMoE(nn.Module):
         return mixed, penalty * self.alpha
 
 
-class DeepseekDecoderLayer(DecoderLayer):
+class DeepseekDecoderLayer(LlamaLayer):
     """Llama's layer, whose MLP may be a mixture of experts."""
 
-    def __init__(self, config: DeepseekConfig, layer_idx: int) -> None:
-        super().__init__(
-            build_attention(config, layer_idx),
-            DeepseekMoE(config)
-            if config.has_experts(layer_idx)
-            else GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act),
-            RMSNorm(config.hidden_size, config.rms_norm_eps),
-            RMSNorm(config.hidden_size, config.rms_norm_eps),
-        )
+    def build_mlp(self, config: DeepseekConfig, layer_idx: int) -> nn.Module:
+        """Make the MLP, or the experts."""
+        return DeepseekMoE(config) if config.has_experts(layer_idx) else super().build_mlp(config, layer_idx)
 
     def forward(  # type: ignore[override]
         self, hidden: Tensor, **kwargs: Any
@@ -136,15 +137,8 @@ class DeepseekModel(Decoder):
     """The decoder: token ids to hidden states."""
 
     config_class = DeepseekConfig
-    _no_split_modules = ["DeepseekDecoderLayer"]  # noqa: RUF012
+    LAYER = DeepseekDecoderLayer
     _can_compile_fullgraph = False  # which experts are asked is known on the host only
-
-    def __init__(self, config: DeepseekConfig) -> None:
-        super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList(DeepseekDecoderLayer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -155,9 +149,6 @@ class DeepseekModel(Decoder):
 class DeepseekForCausalLM(CausalLM):
     """The decoder and its language head."""
 
-    config_class = DeepseekConfig
-    _no_split_modules = ["DeepseekDecoderLayer"]  # noqa: RUF012
-    _can_compile_fullgraph = False
     DECODER = DeepseekModel
 
 

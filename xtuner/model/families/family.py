@@ -1,9 +1,11 @@
 """What a family of our own consists of."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import ACT2FN
 
 Classes = tuple[type[PreTrainedModel], ...]
 """The first is taken unless config.json names another one under `architectures`."""
@@ -38,6 +40,10 @@ with the slowest attention for them, Baichuan-13B recompute activations whatever
 class FamilyConfig(PreTrainedConfig):
     """A config.json that is read and written under the original keys."""
 
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    UNKNOWN: ClassVar[Mapping[str, str]] = {}
+    """Keys that ask for what the family does not do unless their value is empty, and what to say."""
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Read what a file says; how to run the model is said in `kwargs` alone."""
@@ -45,7 +51,14 @@ class FamilyConfig(PreTrainedConfig):
         return super().from_dict(values, **kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Make sure that `architectures` is a list: the Auto classes choose among several classes by it."""
+        """Refuse what the family does not know. Make sure that `architectures` is a list: the Auto classes choose
+        among several classes by it."""
+        for key, words in self.UNKNOWN.items():
+            if kwargs.get(key) or getattr(self, key, None):
+                raise ValueError(f"{key}: {words}")
+        activation = getattr(self, "hidden_act", None)
+        if activation is not None and activation not in ACT2FN:
+            raise ValueError(f"hidden_act: there is no activation called {activation}")
         super().__post_init__(**kwargs)
         self.architectures = list(self.architectures or [])
 

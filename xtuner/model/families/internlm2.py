@@ -4,7 +4,7 @@ Parameter names are those of the published checkpoints (https://arxiv.org/abs/24
 other programs need no renaming.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -15,48 +15,21 @@ from transformers.utils import can_return_tuple
 
 from xtuner.model.families.chat import SAMPLING, ChatMixin
 from xtuner.model.families.decoder import CausalLM, Decoder, PreTrainedDecoder
-from xtuner.model.families.family import Family, FamilyConfig
-from xtuner.model.families.layer import Attention, DecoderLayer, GatedMLP, RMSNorm
-from xtuner.model.families.rope import read_rope
+from xtuner.model.families.family import Family
+from xtuner.model.families.layer import Attention, DecoderLayer, GatedMLP
+from xtuner.model.families.llama import GroupedKeys
 from xtuner.model.tokenizers.internlm2 import InternLM2Tokenizer
 
 
 @strict
-class InternLM2Config(FamilyConfig):
-    """Keys of the original config.json, read and written under their original names."""
+class InternLM2Config(GroupedKeys):
+    """Keys of the original config.json. `pretraining_tp` cuts products into parts and changes nothing."""
 
     model_type = "internlm2"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     vocab_size: int = 103168
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int | None = None
-    hidden_act: str = "silu"
-    max_position_embeddings: int = 2048
-    initializer_range: float = 0.02
-    rms_norm_eps: float = 1e-6
-    use_cache: bool = True
-    pad_token_id: int | None = 0
-    bos_token_id: int | None = 1
-    eos_token_id: int | list[int] | None = 2
-    tie_word_embeddings: bool = False
     bias: bool = True
     """Whether wqkv and wo have one."""
-    rope_theta: float | int = 10000
-    rope_scaling: dict[str, Any] | None = None
-    """None, or {"type": "linear" | "dynamic", "factor": at least 1}."""
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Fill in what depends on other keys; refuse what the family does not know."""
-        if self.num_key_value_heads is None:
-            self.num_key_value_heads = self.num_attention_heads
-        if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError("hidden_size, num_attention_heads and num_key_value_heads do not divide each other")
-        read_rope(self)
-        super().__post_init__(**kwargs)
 
 
 class InternLM2MLP(GatedMLP):
@@ -67,6 +40,8 @@ class InternLM2MLP(GatedMLP):
 
 class InternLM2Attention(Attention):
     """Grouped-query attention; rows of wqkv are, per key/value head: its query heads, its key, its value."""
+
+    OUTPUT = "wo"
 
     def __init__(self, config: InternLM2Config, layer_idx: int) -> None:
         heads, groups = config.num_attention_heads, config.num_key_value_heads
@@ -83,60 +58,43 @@ class InternLM2Attention(Attention):
         key, value = grouped[..., -2, :], grouped[..., -1, :]
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
-    def merge(self, mixed: Tensor) -> Tensor:
-        """(B, T, H * d) -> (B, T, D)."""
-        return self.wo(mixed)
-
 
 class InternLM2DecoderLayer(DecoderLayer):
     """The layer under the names of the checkpoints."""
 
     NAMES = ("attention", "feed_forward", "attention_norm", "ffn_norm")
 
-    def __init__(self, config: InternLM2Config, layer_idx: int) -> None:
-        super().__init__(
-            InternLM2Attention(config, layer_idx),
-            InternLM2MLP(config.hidden_size, config.intermediate_size, config.hidden_act),
-            RMSNorm(config.hidden_size, config.rms_norm_eps),
-            RMSNorm(config.hidden_size, config.rms_norm_eps),
-        )
+    def build_attention(self, config: InternLM2Config, layer_idx: int) -> Attention:
+        """Make the attention."""
+        return InternLM2Attention(config, layer_idx)
+
+    def build_mlp(self, config: InternLM2Config, layer_idx: int) -> nn.Module:
+        """Make the MLP."""
+        return InternLM2MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
 
 
 class InternLM2Model(Decoder):
     """The decoder: token ids to hidden states."""
 
     config_class = InternLM2Config
-    _no_split_modules = ["InternLM2DecoderLayer"]  # noqa: RUF012
+    LAYER = InternLM2DecoderLayer
     EMBEDDING = "tok_embeddings"
-
-    def __init__(self, config: InternLM2Config) -> None:
-        super().__init__(config)
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList(InternLM2DecoderLayer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_init()
 
 
 class InternLM2ForCausalLM(ChatMixin, CausalLM):
     """The decoder and its output head, which the checkpoints call `output`."""
 
-    config_class = InternLM2Config
-    _no_split_modules = ["InternLM2DecoderLayer"]  # noqa: RUF012
     DECODER = InternLM2Model
     HEAD = "output"
     _tied_weights_keys = {"output.weight": "model.tok_embeddings.weight"}  # noqa: RUF012
+    TEMPLATE = "internlm2_chat"
     CHAT_SAMPLING = SAMPLING
-
-    def default_template(self, tokenizer: Any) -> str:
-        """Return the template of the chat models."""
-        return "internlm2_chat"
 
 
 class InternLM2ForRewardModel(PreTrainedDecoder):
     """The decoder and a head that judges: its number at the last token of a conversation is the score."""
 
     config_class = InternLM2Config
-    _no_split_modules = ["InternLM2DecoderLayer"]  # noqa: RUF012
 
     def __init__(self, config: InternLM2Config) -> None:
         super().__init__(config)

@@ -1,7 +1,8 @@
 """The parts of a decoder layer that the families share: norm, gated MLP, attention, and how they are joined."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,24 +12,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from xtuner.model.families.place import PositionEncoding
 from xtuner.ops.attention import eager_attention
-
-
-class PositionEncoding(Protocol):
-    """How places in the sequence get into queries and keys: `rope.Rotary`, `alibi.Alibi`."""
-
-    @property
-    def late(self) -> bool:
-        """Whether keys are encoded after the cache instead of before it."""
-        ...
-
-    def query(self, states: Tensor) -> Tensor:
-        """Encode (B, H, T, d)."""
-        ...
-
-    def key(self, states: Tensor) -> Tensor:
-        """Encode (B, G, T, d)."""
-        ...
 
 
 class RMSNorm(nn.Module):
@@ -68,12 +53,14 @@ class GatedMLP(nn.Module):
         return mixed
 
 
-class Attention(nn.Module):
+class Attention(nn.Module, ABC):
     """Causal attention whose G key/value heads serve H / G query heads each.
 
-    A family says how its weights make queries, keys and values (`project`) and what follows (`merge`).
+    A family says how its weights make queries, keys and values (`project`).
     """
 
+    OUTPUT: ClassVar[str] = "o_proj"
+    """What the matrix that follows is called in the checkpoints: (B, T, H * d) -> (B, T, D)."""
     is_causal = True
     dropout: float = 0.0
     """Share of the attention weights that is dropped in training."""
@@ -90,13 +77,9 @@ class Attention(nn.Module):
         self.head_dim = head_dim
         self.scaling = head_dim**-0.5
 
+    @abstractmethod
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, D) -> queries (B, H, T, d), keys and values (B, G, T, d)."""
-        raise NotImplementedError
-
-    def merge(self, mixed: Tensor) -> Tensor:
-        """(B, T, H * d) -> (B, T, D)."""
-        raise NotImplementedError
 
     def split_heads(self, states: Tensor) -> Tensor:
         """(B, T, n * d) -> (B, n, T, d)."""
@@ -128,20 +111,36 @@ class Attention(nn.Module):
         mixed, weights = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
-        return self.merge(mixed[..., : self.head_dim].flatten(2)), weights
+        output = getattr(self, self.OUTPUT)
+        return output(mixed[..., : self.head_dim].flatten(2)), weights
 
 
-class DecoderLayer(GradientCheckpointingLayer):
+class DecoderLayer(GradientCheckpointingLayer, ABC):
     """Attention and MLP, each behind its norm and beside a residual; `NAMES` are the names of the four parts."""
 
     NAMES: ClassVar[tuple[str, str, str, str]] = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
     residual_scale: float = 1.0
     """What the branches are multiplied by before they are added."""
 
-    def __init__(self, attention: Attention, mlp: nn.Module, attention_norm: nn.Module, mlp_norm: nn.Module) -> None:
+    def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__()
-        for name, part in zip(self.NAMES, (attention, mlp, attention_norm, mlp_norm), strict=True):
+        blocks = (self.build_attention(config, layer_idx), self.build_mlp(config, layer_idx))
+        parts = (*blocks, self.build_norm(config), self.build_norm(config))
+        for name, part in zip(self.NAMES, parts, strict=True):
             self.add_module(name, part)
+
+    @abstractmethod
+    def build_attention(self, config: Any, layer_idx: int) -> Attention:
+        """Make the attention of this layer."""
+
+    def build_mlp(self, config: Any, layer_idx: int) -> nn.Module:
+        """Make the MLP of this layer: (B, T, D) -> (B, T, D)."""
+        return GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act)
+
+    @staticmethod
+    def build_norm(config: Any) -> nn.Module:
+        """Make one of the norms of the model."""
+        return RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, hidden: Tensor, **kwargs: Any) -> Tensor:
         """(B, T, D) -> (B, T, D); `kwargs` go to the attention."""

@@ -2,26 +2,36 @@
 and scaled queries, both in evaluation only."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from xtuner.model.families.chat import ChatMixin
 from xtuner.model.families.decoder import CausalLM, Decoder
 from xtuner.model.families.family import Family, FamilyConfig
-from xtuner.model.families.layer import Attention, DecoderLayer, GatedMLP, PositionEncoding, RMSNorm
-from xtuner.model.families.rope import Rotary, rotary_tables, sequence_lengths
+from xtuner.model.families.layer import Attention, DecoderLayer, GatedMLP
+from xtuner.model.families.llama import FusedAttention
+from xtuner.model.families.place import Places, PositionEncoding
+from xtuner.model.families.rope import Rotary, rotary_tables, widened_rotary
 from xtuner.model.tokenizers.qwen import QWenTokenizer
 
 
 @strict
 class QWenConfig(FamilyConfig):
-    """Keys of the original config.json."""
+    """Keys of the original config.json. Those that choose a kernel or a number format (use_flash_attn, bf16, fp16,
+    fp32, softmax_in_fp32) mean nothing here."""
 
     model_type = "qwen"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    attribute_map: ClassVar[dict[str, str]] = {"rms_norm_eps": "layer_norm_epsilon"}
+    UNKNOWN: ClassVar[Mapping[str, str]] = {
+        "visual": "a model that sees pictures (Qwen-VL) is not known here",
+        "audio": "a model that hears (Qwen-Audio) is not known here",
+        "n_embd": "the keys are those of the first days of Qwen; take config.json of its present release",
+        "use_cache_quantization": "a cache in 8 bits is not known here; set it to false in config.json",
+        "rope_scaling": "Qwen says by use_dynamic_ntk whether its positions are scaled",
+    }
 
     vocab_size: int = 151936
     hidden_size: int = 4096
@@ -50,6 +60,8 @@ class QWenConfig(FamilyConfig):
         """Refuse sizes that do not fit."""
         if self.hidden_size != self.num_attention_heads * self.kv_channels:
             raise ValueError("hidden_size is not num_attention_heads * kv_channels")
+        if not kwargs.get("scale_attn_weights", True):
+            raise ValueError("scale_attn_weights: attention without scaled scores is not known here")
         super().__post_init__(**kwargs)
 
 
@@ -74,24 +86,14 @@ class LongRotary(NamedTuple):
         return self.rotary.key(states)
 
 
-class QWenAttention(Attention):
-    """Attention whose c_attn holds the rows of queries, keys and values one after another."""
+class QWenAttention(FusedAttention):
+    """Attention whose first matrix has a bias in any case."""
+
+    FUSED, OUTPUT = "c_attn", "c_proj"
 
     def __init__(self, config: QWenConfig, layer_idx: int) -> None:
-        heads, size = config.num_attention_heads, config.hidden_size
-        super().__init__(config, layer_idx, num_heads=heads, num_key_value_heads=heads, head_dim=config.kv_channels)
+        super().__init__(config, layer_idx, bias=True, output_bias=not config.no_bias)
         self.dropout = config.attn_dropout_prob
-        self.c_attn = nn.Linear(size, 3 * size)
-        self.c_proj = nn.Linear(size, size, bias=not config.no_bias)
-
-    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, D) -> queries, keys and values, (B, H, T, d) each."""
-        query, key, value = self.c_attn(hidden).chunk(3, dim=-1)
-        return self.split_heads(query), self.split_heads(key), self.split_heads(value)
-
-    def merge(self, mixed: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        return self.c_proj(mixed)
 
 
 class QWenMLP(GatedMLP):
@@ -105,43 +107,32 @@ class QWenBlock(DecoderLayer):
 
     NAMES = ("attn", "mlp", "ln_1", "ln_2")
 
-    def __init__(self, config: QWenConfig, layer_idx: int) -> None:
-        super().__init__(
-            QWenAttention(config, layer_idx),
-            QWenMLP(config.hidden_size, config.intermediate_size // 2, bias=not config.no_bias),
-            RMSNorm(config.hidden_size, config.layer_norm_epsilon),
-            RMSNorm(config.hidden_size, config.layer_norm_epsilon),
-        )
+    def build_attention(self, config: QWenConfig, layer_idx: int) -> Attention:
+        """Make the attention."""
+        return QWenAttention(config, layer_idx)
+
+    def build_mlp(self, config: QWenConfig, layer_idx: int) -> nn.Module:
+        """Make the MLP."""
+        return QWenMLP(config.hidden_size, config.intermediate_size // 2, bias=not config.no_bias)
 
 
 class QWenModel(Decoder):
     """The decoder: token ids to hidden states."""
 
     config_class = QWenConfig
-    _no_split_modules = ["QWenBlock"]  # noqa: RUF012
-    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq", r"attn\.masked_bias"]  # noqa: RUF012
+    LAYER = QWenBlock
     EMBEDDING, LAYERS, NORM = "wte", "h", "ln_f"
+    HAS_PADDING_ROW = False
 
     def __init__(self, config: QWenConfig) -> None:
         super().__init__(config)
-        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
         self.drop = nn.Dropout(config.emb_dropout_prob)
-        self.h = nn.ModuleList(QWenBlock(config, index) for index in range(config.num_hidden_layers))
-        self.ln_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
-        self.post_init()
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, D)."""
         return self.drop(super().embed(input_ids))
 
-    def encode_positions(
-        self,
-        positions: Tensor,
-        dtype: torch.dtype,
-        cu_seqlens: Tensor | None,
-        key_positions: Tensor | None,
-        padding: Tensor | None = None,
-    ) -> PositionEncoding:
+    def encode_positions(self, at: Places) -> PositionEncoding:
         """Rotate; in evaluation with the base of a longer training length, and with stretched queries beyond it.
 
         The base is a function of how long a sequence really is, padding left out. Cached keys are turned anew as it
@@ -149,18 +140,14 @@ class QWenModel(Decoder):
         """
         config = self.config
         size, base = int(config.kv_channels * config.rotary_pct), float(config.rotary_emb_base)
-        if self.training:
-            return Rotary(*rotary_tables(positions, size, base, dtype))
-        if not config.use_dynamic_ntk:
-            rotary = Rotary(*rotary_tables(positions, size, base, dtype))
+        if self.training or not config.use_dynamic_ntk:
+            rotary = Rotary(*rotary_tables(at.positions, size, base, at.dtype))
         else:
-            lengths = sequence_lengths(positions, cu_seqlens) if padding is None else padding.sum(-1, keepdim=True)
-            wider = base * ntk_alpha(lengths, config.seq_length) ** (size / (size - 2))
-            keys = rotary_tables(key_positions, size, wider, dtype) if key_positions is not None else (None, None)
-            rotary = Rotary(*rotary_tables(positions, size, wider, dtype), *keys)
-        if not config.use_logn_attn:
+            lengths = at.lengths() if at.padding is None else at.padding.sum(-1, keepdim=True)
+            rotary = widened_rotary(size, base * ntk_alpha(lengths, config.seq_length) ** (size / (size - 2)), at)
+        if self.training or not config.use_logn_attn:
             return rotary
-        return LongRotary(rotary, ((positions + 1).log() / math.log(config.seq_length)).clamp(min=1))
+        return LongRotary(rotary, ((at.positions + 1).log() / math.log(config.seq_length)).clamp(min=1))
 
 
 def ntk_alpha(lengths: Tensor, trained: int) -> Tensor:
@@ -171,16 +158,10 @@ def ntk_alpha(lengths: Tensor, trained: int) -> Tensor:
 class QWenLMHeadModel(ChatMixin, CausalLM):
     """The decoder and its language head."""
 
-    config_class = QWenConfig
     base_model_prefix = "transformer"
-    _no_split_modules = ["QWenBlock"]  # noqa: RUF012
-    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq", r"attn\.masked_bias"]  # noqa: RUF012
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012
     DECODER = QWenModel
-
-    def default_template(self, tokenizer: Any) -> str:
-        """Return the template of the chat models."""
-        return "qwen_chat"
+    TEMPLATE = "qwen_chat"
 
 
 FAMILY = Family(QWenConfig, (QWenModel,), (QWenLMHeadModel,), QWenTokenizer)

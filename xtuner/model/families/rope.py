@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from xtuner.model.families.place import Places
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -24,7 +26,7 @@ def read_rope(config: Any) -> Rope:
     """Read the keys of a Llama-like config: rope_theta, rope_scaling, max_position_embeddings.
 
     Raises:
-        ValueError: a scaling that is neither linear nor dynamic, or a factor below 1.
+        ValueError: a scaling that is neither linear nor dynamic, a factor below 1, or anything else beside them.
     """
     size = config.hidden_size // config.num_attention_heads
     scaling = config.rope_scaling
@@ -33,6 +35,8 @@ def read_rope(config: Any) -> Rope:
     kind, factor = scaling.get("type", scaling.get("rope_type")), scaling.get("factor")
     if kind not in ("linear", "dynamic") or not isinstance(factor, int | float) or factor < 1:
         raise ValueError(f"rope_scaling must be linear or dynamic with a factor of 1 or more: {scaling}")
+    if unknown := {key for key, value in scaling.items() if value is not None} - {"type", "rope_type", "factor"}:
+        raise ValueError(f"rope_scaling: {', '.join(sorted(unknown))} is not known here")
     return Rope(size, float(config.rope_theta), kind, float(factor), config.max_position_embeddings)
 
 
@@ -68,27 +72,25 @@ class Rotary(NamedTuple):
         return rotate(states, self.key_cos, self.key_sin, self.interleaved)
 
 
-def build_rotary(
-    rope: Rope,
-    positions: Tensor,
-    dtype: torch.dtype,
-    cu_seqlens: Tensor | None = None,
-    key_positions: Tensor | None = None,
-) -> Rotary:
-    """Return the rotation for `positions` (B, T), and that of the cached keys at `key_positions` (B, S).
+def build_rotary(rope: Rope, at: Places) -> Rotary:
+    """Return the rotation of the tokens at hand, and of cached keys where it changes with the length of the sequence.
 
     Dynamic NTK (https://arxiv.org/abs/2309.00071, section 3.3) widens the base when a sequence is longer than
-    `rope.limit`; the sequence is the row, or with `cu_seqlens` (S + 1,) each segment of the row by itself. Nothing
-    is remembered from one call to the next.
+    `rope.limit`; the sequence is the row, or each segment of a packed row by itself. Nothing is remembered from one
+    call to the next.
     """
     if rope.scaling != "dynamic":
         stretch = rope.factor if rope.scaling == "linear" else 1.0
-        return Rotary(*rotary_tables(positions, rope.size, rope.base, dtype, stretch=stretch))
-    length = sequence_lengths(positions, cu_seqlens).clamp(min=rope.limit).float()
+        return Rotary(*rotary_tables(at.positions, rope.size, rope.base, at.dtype, stretch=stretch))
+    length = at.lengths().clamp(min=rope.limit).float()
     wider = rope.factor * length / rope.limit - (rope.factor - 1)
-    base = rope.base * wider ** (rope.size / (rope.size - 2))
-    tables = rotary_tables(positions, rope.size, base, dtype)
-    return Rotary(*tables, *(rotary_tables(key_positions, rope.size, base, dtype) if key_positions is not None else ()))
+    return widened_rotary(rope.size, rope.base * wider ** (rope.size / (rope.size - 2)), at)
+
+
+def widened_rotary(size: int, base: Tensor, at: Places) -> Rotary:
+    """Return the rotation by a `base` that hangs on the length of the sequence, of cached keys too."""
+    keys = () if at.key_positions is None else rotary_tables(at.key_positions, size, base, at.dtype)
+    return Rotary(*rotary_tables(at.positions, size, base, at.dtype), *keys)
 
 
 def rotary_tables(
@@ -122,11 +124,3 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) 
         swapped = torch.cat((-second, first), dim=-1)
     turned = turned * cos[:, None] + swapped * sin[:, None]
     return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
-
-
-def sequence_lengths(positions: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """Return how long the sequence of each token is: (B, 1), or (1, T) for a packed row."""
-    if cu_seqlens is None:
-        return positions.amax(dim=1, keepdim=True) + 1
-    lengths = cu_seqlens.diff().long()
-    return torch.repeat_interleave(lengths, lengths, output_size=positions.shape[1])[None]

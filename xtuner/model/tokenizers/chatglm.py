@@ -59,8 +59,7 @@ class ChatGLMTokenizer(FamilyTokenizer):
         else:
             raise missing_vocabulary(self.VOCABULARY)
         kwargs.setdefault("split_special_tokens", not encode_special_tokens)
-        for name in ("bos_token", "additional_special_tokens", "extra_special_tokens"):
-            kwargs.pop(name, None)  # the original class knows none of them
+        kwargs.pop("bos_token", None)  # [gMASK] and sop are what begins a text, whatever a file says
         super().__init__(
             unk_token=plain_token(unk_token),
             eos_token=plain_token(eos_token),
@@ -160,8 +159,12 @@ def build_tokenizer(vocab_file: str | Path, commands: tuple[str, ...]) -> Tokeni
             if piece.kind in ("unknown", "control", "user_defined")
         ]
     )
-    # words such as philosophy hold "sop"
-    tokens = [AddedToken(word, normalized=False, special=True, single_word=word.isalpha()) for word in commands]
+    # Words such as philosophy hold "sop". Where no token for a role follows it, a space has to part it from the text.
+    alone = {"rstrip": True} if "<|user|>" not in commands else {}
+    tokens = [
+        AddedToken(word, normalized=False, special=True, **({"single_word": True, **alone} if word.isalpha() else {}))
+        for word in commands
+    ]
     tokenizer.add_tokens(tokens)
     prefix = [(word, tokenizer.token_to_id(word)) for word in ("[gMASK]", "sop")]
     tokenizer.post_processor = TemplateProcessing(

@@ -1,0 +1,39 @@
+"""Settings of small cards and of FP8 that go together, and those that do not."""
+
+import pytest
+
+from xtuner.config.check import to_spec
+from xtuner.errors import UserError
+
+LORA = {"r": 4}
+
+
+def spec_of(model, **parts):
+    return to_spec({"model": {"path": "m", **model}, "data": {"train": "rows.json"}, **parts})
+
+
+def test_they_go_together():
+    model = {"lora": LORA, "quant": {"bits": 4, "head": True}, "host_embedding": True}
+    assert spec_of(model, strategy={"name": "ddp"}).model.quant.head
+    assert spec_of({"lora": LORA, "quant": {"bits": 8, "type": "fp8"}}).model.quant.max_loss_change == 0.05
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"lora": LORA, "quant": {"bits": 8, "head": True}}, "model.quant.head has no effect at 8 bits"),
+        ({"lora": LORA, "quant": {"bits": 8, "type": "fp8", "head": True}}, "model.quant.head has no effect with fp8"),
+        ({"lora": LORA, "quant": {"bits": 4, "max_loss_change": 1}}, "max_loss_change has no effect at 4 bits"),
+        ({"lora": LORA, "quant": {"bits": 8, "max_loss_change": 1}}, "max_loss_change has no effect at 8 bits"),
+        ({"host_embedding": True}, "host_embedding has no effect without model.lora"),
+    ],
+)
+def test_settings_without_effect_are_refused(model, said):
+    with pytest.raises(UserError, match=said):
+        spec_of(model)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
+def test_strategies_that_spread_the_embedding(strategy):
+    with pytest.raises(UserError, match=f"strategy={strategy} spreads the embedding"):
+        spec_of({"lora": LORA, "host_embedding": True}, strategy={"name": strategy})

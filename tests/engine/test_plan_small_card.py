@@ -1,0 +1,86 @@
+"""The plan of a small card: what a 4-bit head and an embedding on the host take, and when they are advised."""
+
+import pytest
+import tiny
+import torch
+
+from xtuner.config.check import to_spec
+from xtuner.engine.plan.card import GIB, find_card
+from xtuner.engine.plan.choose import find_change, list_changes
+from xtuner.engine.plan.memory import HEAD_SLAB, weigh
+from xtuner.engine.plan.shape import load_shape
+from xtuner.engine.plan.work import Work
+from xtuner.model.head import base_model
+from xtuner.model.load import load_model
+from xtuner.ops import packed_head
+
+LLAMA2 = "meta-llama/Llama-2-7b-hf"
+
+
+def spec_of(path=LLAMA2, **parts):
+    model = {"path": path, "lora": {}, "quant": {"bits": 4}, **parts.pop("model", {})}
+    return to_spec({"model": model, "data": {"train": "rows.json", "template": "default"}, **parts})
+
+
+def frozen(spec, shape):
+    return weigh(spec, shape, find_card("6GB"), Work(2048, 2048), recompute="layers", compiled=False)
+
+
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize("double", [False, True])
+def test_bytes_of_4bit_weights_are_those_that_are_held(tmp_path, double, head):
+    path = str(tiny.make_tiny_llama(tmp_path, hidden=256, intermediate_size=512))
+    spec = spec_of(path, model={"quant": {"bits": 4, "double": double, "head": head}})
+    model = base_model(load_model(spec.model, device="cpu", dtype=torch.bfloat16, train=True))
+    held = {"NF4": 0, "bfloat16": 0}
+    for name, weight in model.named_parameters():
+        state = getattr(weight, "quant_state", None)
+        if state is not None:
+            scales = [state.absmax, *([state.state2.absmax] if state.nested else [])]
+            held["NF4"] += sum(tensor.nbytes for tensor in (weight.data, *scales))
+        elif "lora_" not in name:
+            held["bfloat16"] += weight.nbytes
+    found = frozen(spec, load_shape(path)).frozen
+    assert found == pytest.approx(held, rel=2e-3)
+
+
+def test_an_embedding_on_the_host_is_counted_there():
+    shape = load_shape(LLAMA2)
+    plain, moved = frozen(spec_of(), shape), frozen(spec_of(model={"host_embedding": True}), shape)
+    size = 2 * 32000 * 4096
+    assert plain.frozen["bfloat16"] - moved.frozen["bfloat16"] == size
+    assert moved.host - plain.host == size
+
+
+def test_the_slab_is_that_of_the_product():
+    assert HEAD_SLAB == packed_head.SLAB
+
+
+def test_a_7b_model_fits_where_it_did_not():
+    """2,048 tokens at a time on 6 GB, of which the driver takes 0.6; moments go to the host."""
+    shape, card, work = load_shape(LLAMA2), find_card("6GB"), Work(2048, 2048, 1000)
+    words, memory = find_change(spec_of(), shape, card, work)
+    assert {"optim.name=paged_adamw_8bit", "model.host_embedding=true"} <= set(words)
+    assert not any(word.startswith("data.max_length") for word in words)
+    assert memory.least < 0.98 * card.memory
+    smallest = spec_of(
+        model={"quant": {"bits": 4, "head": True}, "host_embedding": True},
+        optim={"name": "paged_adamw_8bit", "in_backward": True, "max_norm": None},
+    )
+    ways = [weigh(smallest, shape, card, work, recompute=to, compiled=False) for to in ("offload", "offload_layers")]
+    assert min(memory.peak - memory.paged for memory in ways) / GIB < 4.4
+
+
+def test_it_is_advised_only_where_it_is_possible():
+    def said(spec, **facts):
+        return {word for words in list_changes(spec, **{"is_cpu": False, "tied": False, **facts}) for word in words}
+
+    ends = {"model.host_embedding=true", "model.quant.head=true"}
+    assert ends <= said(spec_of())
+    assert not ends & said(spec_of(), tied=True)
+    assert not ends & said(spec_of(), is_cpu=True)
+    assert not ends & said(spec_of(model={"lora": {"modules_to_save": ["lm_head"]}}))
+    assert not ends & said(spec_of(model={"host_embedding": True, "quant": {"bits": 4, "head": True}}))
+    assert ends & said(spec_of(strategy={"name": "fsdp"})) == {"model.quant.head=true"}
+    assert ends & said(spec_of(model={"quant": {"bits": 8}})) == {"model.host_embedding=true"}
+    assert "model.quant.double=true" in said(spec_of(model={"quant": {"bits": 4, "double": False}}))
