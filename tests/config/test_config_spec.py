@@ -42,6 +42,14 @@ def test_a_normal_run_is_short_and_reads_back() -> None:
     assert load(text) == spec
 
 
+def test_options_of_a_free_form_read_back() -> None:
+    """A whole DeepSpeed config may stand where a strategy's options are."""
+    zero = "{zero_optimization: {stage: 2, sub_group: [1, {a: b}]}}"
+    spec = load(f"{NORMAL}strategy: {{name: deepspeed, options: {{config: {zero}}}}}\n")
+    assert spec.strategy.options["config"]["zero_optimization"]["stage"] == 2
+    assert load(dump_yaml(spec)) == spec
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -89,7 +89,7 @@ def load(folder, **form):
 
 def trajectory(model, steps=50):
     """Return the losses of `steps` of AdamW on rows of changing lengths."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
     objective, losses = SFT(), []
     draw = torch.Generator().manual_seed(1)
     for step in range(steps):

@@ -126,3 +126,5 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _represent_text)
+# options of a free form, such as a whole DeepSpeed config, stay the tables that were read
+_Dumper.add_representer(Table, lambda dumper, table: dumper.represent_dict(dict(table)))

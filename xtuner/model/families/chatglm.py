@@ -4,11 +4,14 @@ Unlike elsewhere the head stands inside the decoder: its weight is `transformer.
 """
 
 from collections.abc import Iterator, Mapping
+from inspect import unwrap
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
 from xtuner.errors import UserError
 from xtuner.model.families.chat import SAMPLING, ChatMixin
@@ -46,9 +49,6 @@ class ChatGLMConfig(FamilyConfig):
         "head_dim": "kv_channels",
         "rms_norm_eps": "layernorm_epsilon",
     }
-
-    tie_last_hidden_states: ClassVar[bool] = False
-    """The last of the hidden states that are returned is the one before the last norm, as in the original code."""
 
     num_layers: int = 28
     padded_vocab_size: int = 65024
@@ -188,6 +188,8 @@ class ChatGLMModel(Decoder):
     LAYER = ChatGLMLayer
     EMBEDDING, LAYERS, NORM = "embedding.word_embeddings", "encoder.layers", "encoder.final_layernorm"
     HAS_PADDING_ROW = False
+    # the last of the hidden states that are returned is the one before the last norm, as in the original code
+    forward = merge_with_config_defaults(capture_outputs(unwrap(Decoder.forward), tie_last_hidden_states=False))
 
     def build_norm(self, config: ChatGLMConfig) -> nn.Module:
         """Make the last norm, if there is one."""
