@@ -12,6 +12,7 @@ Peak memory is the proportional set size of the whole process tree. Needs `trl` 
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import os
 import random
@@ -271,6 +272,9 @@ def main() -> None:
     if words.contend:
         contend(*words.contend)
         return
+    names = words.contenders.split(",")
+    if set(names) != {"xtuner"} and importlib.util.find_spec("trl") is None:
+        sys.exit("trl is not installed. Type: pip install trl, or add --contenders xtuner")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:PROCESSES])
     with tempfile.TemporaryDirectory() as made:
         file, tokenizer = Path(made, "rows.jsonl"), Path(words.tokenizer)
@@ -280,13 +284,12 @@ def main() -> None:
             tokenizer = Path(made, "tokenizer")
             texts = (text for row in make_rows(TRAINING_ROWS) for text in row.values())
             make_tokenizer(words.tokenizer, texts).save_pretrained(tokenizer)
-        packages = ("tokenizers", "transformers", "datasets", "trl")
+        packages = ["tokenizers", "transformers", "datasets"] + (["trl"] if names != ["xtuner"] else [])
         versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
         print(f"{words.rows:,} rows, {file.stat().st_size / 1e6:.0f} MB, tokenizer {words.tokenizer}; {versions}\n")
         print("| | wall s | CPU s | rows/s | tokens/s | peak memory MB | tokens | packs |")
         print("|---|---|---|---|---|---|---|---|")
         found: dict[str, dict[str, float]] = {}
-        names = words.contenders.split(",")
         rounds = [{name: measure(name, file, tokenizer) for name in names} for _ in range(words.rounds)]
         for name in names:
             f = found[name] = sorted((once[name] for once in rounds), key=lambda run: run["wall"])[len(rounds) // 2]

@@ -76,6 +76,33 @@ def test_a_function_is_loaded_with_what_it_needs_alone(config: Path) -> None:
     assert not {name for name in set(sys.modules) - before if name.startswith(("mine", "no_such"))}
 
 
+def test_constants_that_are_filled_later_are_whole(config: Path) -> None:
+    config.write_text(
+        "WORDS = {}\nWORDS['a'] = {}\nWORDS['a']['b'] = 'c'\nKEYS = []\nKEYS.append('a')\nSIGN = '\u2028'\n"
+        "\n\ndef f(row):\n    return [WORDS[key]['b'] for key in KEYS]\n\n\ntrain_dataloader = dict(f=f)\n",
+        "utf-8",
+    )
+    assert Ref(f"{config}:f").resolve()({}) == ["c"]
+
+
+def test_settings_called_as_a_local_name_are_not_loaded(config: Path) -> None:
+    config.write_text(
+        "from no_such_library import Model\nmodel = dict(type=Model)\n\n\nclass Own:\n    @staticmethod\n"
+        "    def f(row, model=3):\n        return model\n\n\ntrain_dataloader = dict(f=Own.f)\n",
+        "utf-8",
+    )
+    assert Ref(f"{config}:Own.f").resolve()({}) == 3
+
+
+def test_a_config_with_a_base_is_a_config(config: Path) -> None:
+    config.write_text(
+        "from mmengine.config import read_base\nwith read_base():\n    from .base import *\n\n\ndef f(row):\n"
+        "    return 4\n\n\ntrain_dataset['f'] = f\n",
+        "utf-8",
+    )
+    assert Ref(f"{config}:f").resolve()({}) == 4
+
+
 def test_what_a_function_needs_and_is_not_there_is_one_sentence(config: Path) -> None:
     with pytest.raises(UserError, match=r"mine\.py fails when it is imported \(ModuleNotFoundError.*no_such_library"):
         Ref(f"{config}:Trainer").resolve()
@@ -116,6 +143,8 @@ def test_folders_of_sys_path_are_looked_into(tmp_path: Path) -> None:
         ("import os.path as osp\na = osp.normpath('x/../y//z')\n", "y/z"),
         ("import math\na = round(math.pi, 2)\n", 3.14),
         ("import warnings, logging\nwarnings.filterwarnings('ignore')\nlogging.basicConfig(level=10)\na = 1\n", 1),
+        ("logger = dict(a=1)\nlogger.update(a=2)\na = logger['a']\nprint(a)\n", 2),
+        ("printed = []\nprinted.append(3)\na = printed\n", [3]),
         ("a = 1\nif a > 3:\n    raise ValueError('no')\n", 1),
         ("def f():\n    pass\na = 1\ndel f\n", 1),
         ("a = 'Calculate $\\\\int_0^1$'\n".replace("\\\\", "\\"), "Calculate $\\int_0^1$"),

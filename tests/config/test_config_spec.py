@@ -77,6 +77,12 @@ def test_whatever_is_set_reads_back(words: list[str]) -> None:
         ("512", "-1", "run.yaml:8: data.max_length is -1; it should be greater than 0"),
         ("1e-4", "fast", "run.yaml:9: optim.lr is 'fast'; it should be a valid number"),
         ("bits: 4", "bits: 3", "run.yaml:3: model.quant.bits is 3"),
+        (
+            "{epochs: 3, accumulate: 4}",
+            "3",
+            "run.yaml:10: loop is 3; it is a group of settings. Put settings",
+        ),
+        ("train: data.json", "train: 5", "run.yaml:6: data.train is 5; it should be a list"),
         ("  path: ./internlm2-chat-1_8b\n", "", "run.yaml:2: the setting model.path is missing"),
         ("train: data.json", "train: []", "run.yaml:6: data.train is []"),
         ("train: data.json", "train: {path: a, formt: b}", "run.yaml:6: there is no setting data.train.formt"),

@@ -142,6 +142,15 @@ def test_another_run_is_refused(tmp_path, change, named):
     assert named in str(caught.value)
 
 
+def test_a_run_goes_on_with_less_memory(tmp_path):
+    model = {"path": "tiny", "lora": {}}
+    finish(make_run(tmp_path, **{**PARTS, "model": model}))
+    less = {"host_embedding": True, "recompute": "offload"}  # neither changes what is computed
+    run = resume(tmp_path, "iter_5.pth", **{**PARTS, "model": {**model, **less}})
+    run.work.close()
+    assert run.iteration > 0
+
+
 def test_foreign_or_weights_only_checkpoints_are_refused(tmp_path):
     run = finish(make_run(tmp_path, **PARTS))
     torch.save({"meta": {"iter": 3}, "state_dict": {}}, tmp_path / "old.pth")

@@ -70,6 +70,21 @@ def test_experts_have_no_mlp_that_is_recomputed_alone():
     assert "offload" not in list_ways(spec_of(), load_shape(LLAMA3), cpu)
 
 
+@pytest.mark.parametrize(("checkpoint", "count"), [({"every": 10, "keep": 2}, 2), ({"every": None, "last": True}, 1)])
+def test_the_best_state_takes_disk_too(checkpoint, count):
+    work = Work(512, 512, iterations=100)
+    for best, more in ((None, 0), ("auto", 1)):
+        spec = spec_of(checkpoint={**checkpoint, "best": best})
+        assert make_plan(spec, load_shape(LLAMA3), find_card("H200"), work).disk.count == count + more
+
+
+@pytest.mark.parametrize(("stage", "tiles"), [(2, True), (3, False)])
+def test_zero_3_has_no_tiles_of_which_ranks_have_different_numbers(stage, tiles):
+    spec = spec_of(strategy={"name": "deepspeed", "config": {"zero_optimization": {"stage": stage}}})
+    ways = set(list_ways(spec, load_shape(LLAMA3), find_card("H200")))
+    assert ({"mlp", "offload"} <= ways, "offload_layers" in ways) == (tiles, True)
+
+
 def test_what_is_asked_for_is_done():
     spec = spec_of(model={"recompute": "layers", "compile": True})
     chosen = choose(spec, load_shape(LLAMA3), find_card("H200"), Work(2048, 2048, 1))

@@ -27,7 +27,7 @@ from xtuner.engine.strategy.parallel import checksum
 from xtuner.engine.strategy.sequence import Ulysses
 from xtuner.engine.strategy.unpickle import only_data
 from xtuner.engine.strategy.world import World
-from xtuner.engine.strategy.zero_config import cost_alone, fill_config
+from xtuner.engine.strategy.zero_config import check_tiles, cost_alone, fill_config
 from xtuner.errors import UserError
 from xtuner.model.attention import PACKED
 from xtuner.model.families.deepseek_moe import DeepseekConfig, DeepseekForCausalLM
@@ -140,6 +140,15 @@ def test_auto_is_filled_in_one_place():
         fill_config({"zero_optimization": {"sub_group_size": "auto"}}, spec, BFLOAT16, 4, 100)
     with pytest.raises(UserError, match="a section optimizer"):
         fill_config({"optimizer": {"type": "Adam"}}, spec, BFLOAT16, 4, 100)
+
+
+def test_tiles_do_not_go_with_zero_3():
+    spec = make_spec(model={"path": "m", "recompute": "offload"})
+    with pytest.raises(UserError, match="recompute=offload calls an MLP once for every tile"):
+        check_tiles(spec, 2, sharded=True)
+    check_tiles(spec, 1, sharded=True)
+    check_tiles(spec, 2, sharded=False)
+    check_tiles(make_spec(), 2, sharded=True)
 
 
 def test_zero_on_one_card_says_what_it_costs():

@@ -24,6 +24,7 @@ FALL = """by_epoch=True,
         begin=warmup_ratio * max_epochs,
         end=max_epochs,
         convert_to_iter_based=True"""
+COSINE = "type=CosineAnnealingLR,\n        eta_min=0.0,"
 LOOP = "train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)"
 Edits = list[tuple[str, str]]
 
@@ -176,6 +177,13 @@ def test_schedules_that_say_the_usual_in_other_words(edits: Edits) -> None:
     assert read(*edits).schedule == read().schedule
 
 
+def test_a_fall_to_nothing() -> None:
+    schedule = read((COSINE, "type=LinearLR, start_factor=1, end_factor=0,")).schedule
+    assert (schedule.name, schedule.min_lr, schedule.chain) == ("linear", 0, [])
+    early = read((COSINE, "type=LinearLR, start_factor=1, end_factor=0,"), ("end=max_epochs", "end=2")).schedule
+    assert [one.end_factor for one in early.chain] == [1, 0]
+
+
 @pytest.mark.parametrize(
     "edits",
     [
@@ -242,6 +250,10 @@ def test_backends_that_are_not_there_are_told() -> None:
         ([(KEEP, f"{KEEP}, save_best='a', rule='more'")], "checkpoint.best_rule is 'more'"),
         ([(KEEP, f"{KEEP}, out_dir='/elsewhere'")], "Checkpoints stand in the work dir"),
         ([(KEEP, f"{KEEP}, save_begin=100")], "save_begin=100 cannot be followed"),
+        ([("lr = 2e-4", "lr = 'high'")], "lr is 'high'; it must be a number"),
+        ([("default_hooks = dict(", "default_hooks = 'checkpoint'\nbefore = dict(")], "it must be a dict"),
+        ([(COSINE, "type='ConstantLR', factor=0,")], "factor must be above 0. Write factor=1e-5"),
+        ([(COSINE, "type=LinearLR, end_factor=-1,")], "end_factor must not be below 0"),
         (
             [("timer=dict(", "stop=dict(type='EarlyStoppingHook', monitor='loss'), timer=dict(")],
             "a run goes to its end",

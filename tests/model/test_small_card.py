@@ -59,6 +59,9 @@ def test_training_with_a_4bit_head_is_training_with_what_it_holds(folder):
     assert head.module.weight.numel() == head.module.in_features * head.module.out_features // 2
     assert head.module.weight.quant_state.nested
     assert head.parameters == []
+    head.module.compute_dtype = torch.bfloat16  # what model.quant.compute_dtype sets
+    assert find_head(model)(torch.randn(2, head.module.in_features)).dtype == torch.bfloat16
+    head.module.compute_dtype = None
     dense = load(folder, QuantSpec())
     plain = base_model(dense).lm_head
     assert type(plain) is torch.nn.Linear

@@ -3,12 +3,16 @@
 from collections.abc import Iterator
 
 import pytest
+import stock
 import tiny
 import torch
 from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from xtuner.config.spec import LoraSpec, ModelSpec
+from xtuner.config.spec import LoraSpec, ModelSpec, RunSpec
+from xtuner.engine.plan.card import find_card
+from xtuner.engine.plan.choose import list_ways
+from xtuner.engine.plan.shape import load_shape
 from xtuner.errors import UserError
 from xtuner.model import tiled_mlp
 from xtuner.model.load import load_model
@@ -95,3 +99,20 @@ def test_experts_are_refused_with_a_sentence():
     with pytest.raises(UserError, match="no plain MLP") as caught:
         set_recompute(model, "mlp")
     assert "model.recompute=layers" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("name", [name for name in stock.STOCK if name != "mamba"])
+def test_a_plan_chooses_tiles_where_they_work(name, tmp_path):
+    """Mamba has no attention, so there is no plan."""
+    if not stock.is_known(name):
+        pytest.skip("not in this version")
+    model = stock.make_model(name).train()
+    spec = RunSpec.model_validate({"model": {"path": "m"}, "data": {"train": "x.json"}})
+    model.save_pretrained(tmp_path)
+    ways = list_ways(spec, load_shape(str(tmp_path)), find_card("24GB"))
+    if "mlp" not in ways:
+        with pytest.raises(UserError, match="no plain MLP"):
+            set_recompute(model, "mlp")
+        return
+    set_recompute(model, "mlp")
+    model(input_ids=IDS, use_cache=False).logits.mean().backward()

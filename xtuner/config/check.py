@@ -46,8 +46,14 @@ def _explain(mistakes: Sequence[ErrorDetails], table: Mapping[str, Any]) -> User
         return UserError(f"{place}the setting {key} is missing.", f"Add {key}.")
     if mistake["type"] == IDLE:
         return UserError(f"{place}{key} has no effect {mistake['ctx']['why']}.", f"Leave {path[-1]} at its default.")
+    said = f"{place}{key} is {_short(mistake['input'])}"
+    if mistake["type"] == "model_type":
+        known = list(settings_of(annotation_at(path)))
+        return UserError(f"{said}; it is a group of settings.", f"Put settings under {key}: {', '.join(known)}.")
+    if mistake["type"] == "list_type":
+        return UserError(f"{said}; it should be a list.", f"Put brackets around what belongs to {key}.")
     message = mistake["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    return UserError(f"{place}{key} is {_short(mistake['input'])}; it {message}.", f"Change {key}.")
+    return UserError(f"{said}; it {message}.", f"Change {key}.")
 
 
 def _short(value: Any) -> str:

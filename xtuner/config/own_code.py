@@ -5,12 +5,13 @@ loaded, and of the rest of the file only what it uses: imports, constants, other
 """
 
 import ast
+import symtable
 from collections.abc import Iterator
 from importlib.abc import SourceLoader
 from pathlib import Path
 
-CONFIG = "train_dataloader"
-"""A file that gives this name a value is a config."""
+CONFIG = {"train_dataloader", "read_base"}
+"""A file that gives one of these names a value is a config."""
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -32,7 +33,8 @@ class PartLoader(SourceLoader):
 
 def is_config(tree: ast.Module) -> bool:
     """Whether a file is a config with functions in it, and not a file of functions."""
-    return any(CONFIG in _bound(node) for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign))
+    kinds = ast.Assign | ast.AnnAssign | ast.ImportFrom
+    return any(CONFIG & _bound(node) for node in tree.body if isinstance(node, kinds))
 
 
 def needed_lines(text: str, tree: ast.Module, name: str) -> str:
@@ -46,14 +48,22 @@ def needed_lines(text: str, tree: ast.Module, name: str) -> str:
         for node in tree.body:
             if node not in kept and (one in _bound(node) or _is_future(node)):
                 kept.append(node)
-                wanted += [part.id for part in ast.walk(node) if isinstance(part, ast.Name)]
-    lines = text.splitlines()
+                wanted += _looked_up(node)
+    lines = text.split("\n")  # as Python counts them: a text may hold other signs that part lines
     shown = {number for node in kept for number in range(_first_line(node), (node.end_lineno or node.lineno) + 1)}
     return "\n".join(line if number in shown else "" for number, line in enumerate(lines, 1)) + "\n"
 
 
+def _looked_up(node: ast.stmt) -> set[str]:
+    """Return the names of the file that a top-level statement needs, now or when it is called; not its local ones."""
+    scopes = [symtable.symtable(ast.unparse(node), "", "exec")]
+    for scope in scopes:
+        scopes += scope.get_children()
+    return {symbol.get_name() for scope in scopes for symbol in scope.get_symbols() if symbol.is_global()}
+
+
 def _bound(node: ast.stmt) -> set[str]:
-    """Return the names that a top-level statement gives a value."""
+    """Return the names that a top-level statement gives a value, or whose value it changes."""
     return set(_names(node))
 
 
@@ -65,8 +75,20 @@ def _names(node: ast.AST) -> Iterator[str]:
         yield from (alias.asname or alias.name.split(".")[0] for alias in node.names)
     elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
         yield node.id
+    elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+        yield from _owner(node.value)
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Attribute):
+        yield from _owner(node.value.func.value)
     for child in ast.iter_child_nodes(node):
         yield from _names(child)
+
+
+def _owner(node: ast.expr) -> Iterator[str]:
+    """Yield the name of the variable that an item, or an item of an item, belongs to."""
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    if isinstance(node, ast.Name):
+        yield node.id
 
 
 def _is_future(node: ast.stmt) -> bool:

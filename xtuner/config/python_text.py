@@ -16,8 +16,8 @@ from xtuner.config.ref import Ref
 from xtuner.config.table import COMMAND_LINE, Table
 from xtuner.errors import UserError
 
-SHOWING = ("print", "warnings.", "logging.", "logger.")
-"""How the names of functions begin whose calls are left out."""
+SHOWING = ("print(", "warnings.", "logging.", "logger.")
+"""How calls begin that are left out."""
 STATEMENTS = "Supported are imports, assignments, if/else, for, del, assert, method calls and `with read_base():`."
 
 
@@ -124,9 +124,9 @@ class PythonText:
 
     def _expression(self, node: ast.expr) -> None:
         """Do a statement that is an expression; what only shows something changes no setting."""
-        if isinstance(node, ast.Constant) or _shows(node):
-            return
         called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        if isinstance(node, ast.Constant) or (_shows(node) and called.split(".")[0] not in self.values):
+            return
         if isinstance(node, ast.Call) and called in ("sys.path.append", "sys.path.insert") and node.args:
             self._folders.append(Path(str(self._expressions.value(node.args[-1]))).expanduser())
             return
@@ -295,4 +295,4 @@ def defined_names(tree: ast.Module) -> set[str]:
 
 def _shows(node: ast.expr) -> bool:
     """Whether an expression only shows something, or keeps something from being shown: it changes no setting."""
-    return isinstance(node, ast.Call) and ast.unparse(node.func).startswith(SHOWING)
+    return isinstance(node, ast.Call) and ast.unparse(node).startswith(SHOWING)

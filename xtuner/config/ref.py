@@ -95,4 +95,4 @@ def _loader(file: Path, name: str) -> PartLoader | None:
         tree = ast.parse(text)
     except (OSError, ValueError, SyntaxError):
         return None  # the import will say what is wrong
-    return PartLoader(file, needed_lines(text, tree, name)) if is_config(tree) else None
+    return PartLoader(file, needed_lines(text, tree, name.split(".")[0])) if is_config(tree) else None

@@ -26,7 +26,7 @@ class ScheduleStep(Part):
     """Move once an epoch, not at every iteration."""
     start_factor: float = Field(default=1.0, gt=0)
     """linear, constant: factor of the learning rate at the beginning."""
-    end_factor: float = Field(default=1.0, gt=0)
+    end_factor: float = Field(default=1.0, ge=0)
     """linear: factor of the learning rate at the end."""
     min_lr: float = Field(default=0.0, ge=0)
     """cosine: the lowest learning rate."""

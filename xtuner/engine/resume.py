@@ -22,7 +22,7 @@ from xtuner.errors import UserError
 from xtuner.log import LOGGER
 from xtuner.version import __version__
 
-FREE = {"data.cache", "model.attention", "model.recompute", "model.compile"}
+FREE = {"data.cache", "model.attention", "model.recompute", "model.compile", "model.host_embedding"}
 """Settings of a fixed part that do not change what is computed."""
 
 FIXED = ("model", "data", "objective", "optim.name", "loop.batch_size", "loop.precision")

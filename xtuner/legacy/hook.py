@@ -38,7 +38,8 @@ def read_hooks(
     # without the hook's own words 0.1.x saves nothing but the end of every epoch
     checkpoint = Table({"every": 1, "by_epoch": True, "keep": None}, file=root.table.file, line=root.table.line)
     probe: Table | None = None
-    if "checkpoint" in (named := root.table.get("default_hooks") or {}) and named["checkpoint"] is None:
+    named = root.part("default_hooks")
+    if named is not None and "checkpoint" in named.table and named.table["checkpoint"] is None:
         checkpoint.update(every=None, by_epoch=False, last=False)
     for value, path, where in all_hooks(root):
         if isinstance(value, Table) and "type" in value and word_of(value["type"]) not in WORDS:

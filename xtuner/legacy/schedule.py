@@ -65,16 +65,20 @@ def read_schedule(root: Phrase, loop: Table) -> Table:
 
 
 def peak(root: Phrase) -> float:
-    """Return the learning rate of the optimiser."""
+    """Return the learning rate of the optimiser.
+
+    Raises:
+        UserError: it is not a number.
+    """
     wrapper: Any = root.take("optim_wrapper")
-    return float(wrapper["optimizer"]["lr"])
+    return Phrase(wrapper["optimizer"], "optimizer", "optim_wrapper.optimizer").number("lr", 1e-4)
 
 
 def read_stretch(phrase: Phrase, rate: float) -> Stretch:
     """Take the arguments of one schedule; `rate` is the learning rate of the optimiser.
 
     Raises:
-        UserError: an argument that is not known, not a number, or a factor of nothing.
+        UserError: an argument that is not known, not a number, or a factor with which no rate can go on.
     """
     phrase.role = "param_scheduler"
     name = NAMES[phrase.word]
@@ -91,9 +95,11 @@ def read_stretch(phrase: Phrase, rate: float) -> Stretch:
         floor, period = phrase.number("eta_min", 0.0), phrase.number("T_max", 0) or None
         if phrase.take("eta_min_ratio") is not None:
             floor = rate * phrase.number("eta_min_ratio", 0.0)
-    if min(start, stop) <= 0:
-        argument = "start_factor" if start <= 0 else "end_factor"
+    if start <= 0:
+        argument = "factor" if name == "constant" else "start_factor"
         raise UserError(f"{phrase.where(argument)}: {argument} must be above 0.", f"Write {argument}=1e-5.")
+    if stop < 0:
+        raise UserError(f"{phrase.where('end_factor')}: end_factor must not be below 0.", "Write end_factor=0.")
     begin = phrase.number("begin", 0)
     phrase.take("verbose")
     phrase.done()

@@ -79,9 +79,10 @@ def find_head(model: nn.Module) -> Head:
     softcap = getattr(config, "final_logit_softcapping", None)
     module = inner.get_output_embeddings()
     state = getattr(module, "quant_state", None)  # a bare 4-bit layer has it; one with an adapter runs by itself
-    product = (
-        module if state is None else PackedHead(Packed4bit.of(module.weight, module.weight.quant_state), module.bias)
-    )
+    product: Callable[[Tensor], Tensor] = module
+    if state is not None:
+        packed = Packed4bit.of(module.weight, module.weight.quant_state)
+        product = PackedHead(packed, module.bias, module.compute_dtype)
     return Head(module, product, scale, softcap, config.vocab_size)
 
 

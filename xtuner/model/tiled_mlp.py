@@ -5,6 +5,7 @@ An MLP works on each token alone, so tiles give the same numbers, while its wide
 needed again.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -66,7 +67,9 @@ def tile_mlp(layer: nn.Module, *, compiled: bool) -> None:
 
 
 def _is_plain(mlp: nn.Module) -> bool:
-    """Whether `mlp` is linear layers (adapted or not, in any format) and functions without weights."""
+    """Whether `mlp` is linear layers (adapted or not, in any format) and functions without weights, called on its
+    input alone (BLOOM's is given what it is added to, too)."""
     own = next(mlp.parameters(recurse=False), None)
     linear = [hasattr(child, "in_features") for child in mlp.children() if any(True for _ in child.parameters())]
-    return own is None and len(linear) >= 2 and all(linear)
+    asked = [each for each in inspect.signature(mlp.forward).parameters.values() if each.default is each.empty]
+    return own is None and len(linear) >= 2 and all(linear) and len(asked) == 1

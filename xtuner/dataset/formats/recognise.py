@@ -14,9 +14,9 @@ KNOWN = (
 COLUMNS = {
     *QUESTIONS,
     *ANSWERS,
-    *("abstract", "chat", "color", "context", "conversation", "conversations", "description", "history", "input_ids"),
-    *("input_zh", "instruction_zh", "labels", "messages", "meta_instruction", "num_turns", "output_zh", "rejected"),
-    *("system", "system_prompt", "text", "title", "tokens"),
+    *("abstract", "attention_mask", "chat", "color", "context", "conversation", "conversations", "cumulative_len"),
+    *("description", "history", "input_ids", "input_zh", "instruction_zh", "labels", "messages", "meta_instruction"),
+    *("num_turns", "output_zh", "rejected", "system", "system_prompt", "text", "title", "tokens"),
 }
 """Names of columns that formats look at."""
 

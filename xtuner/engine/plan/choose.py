@@ -20,6 +20,8 @@ SMALL_RANK = 16
 """What a larger rank of an adapter may be reduced to."""
 OF_LEARNING = ("data.max_length", "model.lora")
 """Settings that begin so change what is learned."""
+WHOLE_MLP = ("bloom", "gpt2", "opt")
+"""Kinds whose MLP `model.tiled_mlp` refuses."""
 SHORTEST = 256
 """Tokens; advice goes no further down."""
 
@@ -65,12 +67,20 @@ def choose(spec: RunSpec, shape: Shape, card: Card, work: Work, *, can_compile: 
 def list_ways(spec: RunSpec, shape: Shape, card: Card) -> list[str | int]:
     """Return the ways of `model.recompute` that this model and device have; the same list on every rank."""
     ways: list[str | int] = ["none", *range(1, shape.layers), "layers"]
-    plain = any(linear.place == "mlp" for linear in shape.linears) and all(x.share == 1 for x in shape.linears)
+    plain = any(linear.place == "mlp_out" for linear in shape.linears) and all(x.share == 1 for x in shape.linears)
+    plain = plain and shape.kind not in WHOLE_MLP and not _is_zero3(spec)
     if plain:
         ways.append("mlp")
     if not card.is_cpu:
         ways += ["offload", "offload_layers"] if plain else ["offload_layers"]
     return ways
+
+
+def _is_zero3(spec: RunSpec) -> bool:
+    """Whether tiles are refused, as `strategy.zero_config` says why."""
+    config = spec.strategy.options.get("config") if spec.strategy.name == "deepspeed" else None
+    zero = config.get("zero_optimization") if isinstance(config, dict) else None
+    return isinstance(zero, dict) and str(zero.get("stage")) == "3"
 
 
 def _choose_compiled(spec: RunSpec, shape: Shape, card: Card, work: Work, can_compile: bool) -> tuple[bool, str]:

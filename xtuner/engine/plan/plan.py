@@ -99,5 +99,7 @@ def _disk(spec: RunSpec, shape: Shape, memory: Memory, work: Work) -> Disk:
     elif work.iterations is not None and not settings.by_epoch:
         made = -(-work.iterations // settings.every)
         count = made if count is None else min(count, made)
+    if settings.best is not None and count is not None:
+        count += 1
     adapter = memory.trained if spec.model.lora is not None else 0.0
     return Disk(size, count, adapter, float(shape.num_parameters * WIDTH["bfloat16"]))

@@ -22,7 +22,7 @@ from xtuner.engine.strategy.base import Accept
 from xtuner.engine.strategy.parallel import Parallel, check_frozen, checksum, is_finite, quantised
 from xtuner.engine.strategy.unpickle import only_data
 from xtuner.engine.strategy.world import World
-from xtuner.engine.strategy.zero_config import cost_alone, fill_config
+from xtuner.engine.strategy.zero_config import check_tiles, cost_alone, fill_config
 from xtuner.errors import UserError
 from xtuner.log import LOGGER
 from xtuner.model.head import base_model, find_head
@@ -76,6 +76,7 @@ class DeepSpeed(Parallel):
         self.deepspeed: Any = deepspeed
         self.run_spec, self.config = spec, config
         self.sharded = int((config.get("zero_optimization") or {}).get("stage", 0)) == 3
+        check_tiles(spec, world.size, sharded=self.sharded)
         self.engine: Any
 
     def place(self, model: nn.Module, optimiser: Callable[[nn.Module], Optimizer]) -> nn.Module:

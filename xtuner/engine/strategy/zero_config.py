@@ -69,6 +69,20 @@ def fill_config(
     return filled
 
 
+def check_tiles(spec: RunSpec, num_processes: int, *, sharded: bool) -> None:
+    """Refuse MLPs in tiles where weights are `sharded` (ZeRO-3), which puts each together whenever it is called.
+
+    Raises:
+        UserError: `spec` asks for them, and of several processes each has as many tiles as its row is long.
+    """
+    if sharded and num_processes > 1 and spec.model.recompute in ("mlp", "offload"):
+        raise UserError(
+            f"model.recompute={spec.model.recompute} calls an MLP once for every tile of a row, and with ZeRO-3 all "
+            "processes must call it equally often.",
+            "Set model.recompute=layers or offload_layers, or take ZeRO-2.",
+        )
+
+
 def _find_auto(value: Any, name: str = "") -> list[str]:
     if value == AUTO:
         return [name]
