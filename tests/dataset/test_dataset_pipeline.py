@@ -5,6 +5,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -382,6 +383,23 @@ def test_plain_texts_need_no_template(build: Builder, tmp_path: Path) -> None:
     assert data.report.trained_tokens == data.report.tokens - data.report.samples
     with pytest.raises(UserError, match="does not say which chat template"):
         bare(write(tmp_path / "b.json", [turn("a")]), template=None)
+
+
+def test_a_base_model_takes_the_template_of_its_relatives(tmp_path: Path) -> None:
+    folder = tmp_path / "internlm-7b"
+    shutil.copytree(TOKENIZER.parent / "llama_tokenizer", folder)
+    (folder / "config.json").write_text('{"model_type": "internlm"}')
+    tokenizer = load_tokenizer(str(TOKENIZER.parent / "llama_tokenizer"))
+    tokenizer.name_or_path = str(folder)
+    bare = Builder(tmp_path, tokenizer)
+    data = bare(write(tmp_path / "a.json", [turn("a")]), template=None)
+    assert data.template == find_template("internlm_chat")
+    assert "conversations are spelled as internlm_chat" in "\n".join(data.report.lines())
+    named = bare(write(tmp_path / "a.json", [turn("a")]), template="qwen_chat")
+    assert "looks like a base model" not in "\n".join(named.report.lines())
+    plain = bare(write(tmp_path / "b.json", [{"text": "once upon a time"}]), template=None)
+    assert plain.template is None
+    assert "looks like a base model" not in "\n".join(plain.report.lines())
 
 
 def test_processes_make_what_one_makes(tmp_path: Path, tokenizer: Any) -> None:

@@ -56,7 +56,7 @@ def run(model: nn.Module) -> tuple[float, dict[str, torch.Tensor], int]:
         loss = hidden(input_ids=IDS, use_cache=False).last_hidden_state.square().mean()
     loss.backward()
     grads = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-    return float(loss), grads, sum(kept.values())
+    return float(loss.detach()), grads, sum(kept.values())
 
 
 @pytest.mark.parametrize("lora", [True, False])

@@ -107,8 +107,9 @@ def _template(folder: Path) -> str:
     if settings.get("chat_template") or (folder / "chat_template.jinja").is_file():
         return "the tokenizer's own chat template"
     usual = usual_template(folder)
-    advice = f"; chat models of this kind speak {usual}" if usual else ""
-    return f"none known: a base model, or name one (--template, --prompt-template){advice}"
+    if usual:
+        return f"none of its own, as a base model; training takes {usual}, as the chat models of its kind do"
+    return "none known: a base model, or name one (--template, --prompt-template)"
 
 
 def _foreign_code(folder: Path) -> str:

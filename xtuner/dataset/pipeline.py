@@ -11,7 +11,7 @@ import numpy as np
 from xtuner.config.ref import Ref
 from xtuner.config.spec import DataSpec, TemplateSpec
 from xtuner.conversation.builtin import find_template, to_template
-from xtuner.conversation.detect import detect_template, detect_text
+from xtuner.conversation.detect import detect_template, detect_text, usual_template
 from xtuner.conversation.encode import Encoder
 from xtuner.conversation.template import ChatTemplate
 from xtuner.dataset.pack import Packs, best_fit, singles
@@ -91,6 +91,7 @@ def build_dataset(
     if held:
         report.validation_samples, report.validation_packs = len(held_packs.members), len(held_packs)
     talks = any(source.talks for source in (*report.sources, *report.validation_sources))
+    report.template_of_relatives = _relatives(spec.template, tokenizer) if talks else None
     return Prepared(
         train=PackedDataset(stores, packs),
         validation=PackedDataset(held, held_packs) if held else None,
@@ -101,7 +102,8 @@ def build_dataset(
 
 
 def choose_template(name: str | TemplateSpec | None, tokenizer: Any) -> ChatTemplate | None:
-    """Return the template called `name` (of ours, or `file.py:name`), or the one that the tokenizer's model speaks.
+    """Return the template called `name` (of ours, or `file.py:name`), or the one that the tokenizer's model speaks; for
+    a base model the one that all chat models of its kind speak.
 
     A `TemplateSpec` is written out already.
 
@@ -109,10 +111,10 @@ def choose_template(name: str | TemplateSpec | None, tokenizer: Any) -> ChatTemp
         UserError: there is no such template.
     """
     if name is None:
-        folder = Path(str(getattr(tokenizer, "name_or_path", "") or ""))
+        folder = _folder_of(tokenizer)
         written = getattr(tokenizer, "chat_template", None)
         if folder.is_dir():
-            found = detect_template(folder)
+            found = detect_template(folder) or usual_template(folder)
         else:  # a hub id
             found = detect_text(written, type(tokenizer).__name__) if isinstance(written, str) else None
         return find_template(found) if found else None
@@ -122,6 +124,16 @@ def choose_template(name: str | TemplateSpec | None, tokenizer: Any) -> ChatTemp
     if not isinstance(template, ChatTemplate):
         raise UserError(f"{name} is no chat template.", "It must be an xtuner.conversation.template.ChatTemplate.")
     return template
+
+
+def _relatives(name: str | TemplateSpec | None, tokenizer: Any) -> str | None:
+    """Return the template that was taken from the relatives of a base model, if it was."""
+    folder = _folder_of(tokenizer)
+    return usual_template(folder) if name is None and folder.is_dir() and detect_template(folder) is None else None
+
+
+def _folder_of(tokenizer: Any) -> Path:
+    return Path(str(getattr(tokenizer, "name_or_path", "") or ""))
 
 
 def set_apart(groups: np.ndarray, share: float, seed: int) -> np.ndarray:

@@ -152,6 +152,8 @@ class DataReport:
     validation_packs: int = 0
     shared: int = 0
     """Validation samples that are also trained on."""
+    template_of_relatives: str | None = None
+    """The model looks like a base model, and this is how chat models of its kind spell conversations."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for `run.json`."""
@@ -163,6 +165,11 @@ class DataReport:
         for source in self.validation_sources:
             first, *rest = source.lines(self.max_length)
             said += [f"Validation: {first}", *rest]
+        if self.template_of_relatives:
+            said.append(
+                f"It looks like a base model: conversations are spelled as {self.template_of_relatives}, as the chat "
+                "models of its kind do (data.template=NAME chooses another)."
+            )
         if self.packed:
             full = self.tokens / (self.packs * self.pack_length)
             said.append(
