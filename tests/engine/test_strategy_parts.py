@@ -294,7 +294,7 @@ def found_by_two(*found) -> list[str]:
 
 def test_ranks_go_on_from_one_checkpoint():
     one, other = (Path("work/iter_20.pth"), {"iter": 20, "seed": 1}), (Path("b/iter_40.pth"), {"iter": 40, "seed": 1})
-    elsewhere = (Path("/mnt/work/iter_20.pth"), {"iter": 20, "seed": 1})
+    elsewhere = (Path("mounted/iter_20.pth"), {"iter": 20, "seed": 1})
     assert found_by_two(one, elsewhere) == ["", ""]
     assert found_by_two((None, None), (None, None)) == ["", ""]
     assert all("at iterations 20 and 40" in said for said in found_by_two(one, other))

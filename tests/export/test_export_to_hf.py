@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from tiny import GOLDEN, copy_tokenizer, make_tiny_internlm2, make_tiny_qwen2
+from trained_state import trained
 from transformers import AutoModelForCausalLM
 
 from xtuner.checkpoint.adapter import read_adapter
@@ -21,7 +22,6 @@ from xtuner.export.merge import merge, merge_run
 from xtuner.export.split import split
 from xtuner.export.to_hf import pth_to_hf
 from xtuner.generate.load import load_chat
-from xtuner.model.load import load_model
 from xtuner.model.trainable import trainable_state
 
 IDS = torch.tensor([[1, 5, 9, 2, 30, 77, 300]])
@@ -37,20 +37,6 @@ def spec_of(base: Path, **model: Any) -> RunSpec:
     return RunSpec.model_validate(
         {"model": {"path": str(base), **model}, "data": {"train": "x.json", "template": "internlm2_chat"}}
     )
-
-
-def trained(spec: RunSpec, pth: Path) -> torch.nn.Module:
-    """Train, so to speak: the model with other weights, and its checkpoint in `pth`."""
-    model = load_model(spec.model, device="cpu", dtype=torch.float32, train=False)
-    if spec.model.lora is None:
-        model.requires_grad_(True)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    save_state(pth, {"state_dict": trainable_state(model), "meta": {"iter": 4}})
-    return model
 
 
 def logits(model: Any) -> torch.Tensor:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from tiny import GOLDEN, copy_tokenizer, make_tiny_internlm2, make_tiny_qwen2
+from trained_state import trained
 from transformers import AutoTokenizer
 
-from xtuner.checkpoint.state import save_state
 from xtuner.config.spec import ModelSpec, RunSpec
 from xtuner.errors import UserError
 from xtuner.export.merge import merge
@@ -17,7 +17,6 @@ from xtuner.export.to_hf import pth_to_hf
 from xtuner.generate.load import load_chat
 from xtuner.model.load import load_base, load_model, load_tokenizer
 from xtuner.model.position import stretch_positions
-from xtuner.model.trainable import trainable_state
 from xtuner.model.vocabulary import grow_vocabulary
 
 ADDED = ["<question>", "<answer>"]
@@ -35,20 +34,6 @@ def spec_of(base: Path, **model: Any) -> RunSpec:
     return RunSpec.model_validate(
         {"model": {**grown, **model}, "data": {"train": "x.json", "template": "internlm2_chat"}}
     )
-
-
-def train_somewhat(spec: RunSpec, pth: Path) -> torch.nn.Module:
-    """Change what is trained, and save it."""
-    model = load_model(spec.model, device="cpu", dtype=torch.float32, train=False)
-    if spec.model.lora is None:
-        model.requires_grad_(True)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    save_state(pth, {"state_dict": trainable_state(model), "meta": {"iter": 4}})
-    return model
 
 
 def logits(model: Any, ids: torch.Tensor = IDS, **arguments: Any) -> torch.Tensor:
@@ -92,7 +77,7 @@ def test_an_adapter_brings_its_tokens_to_chat_and_merge(make: Any, tmp_path: Pat
     base = make(tmp_path / "base")
     spec = spec_of(base, lora=LORA, quant=None)
     first_new = len(load_tokenizer(str(base)))
-    model = train_somewhat(spec, tmp_path / "iter_4.pth")
+    model = trained(spec, tmp_path / "iter_4.pth")
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = torch.tensor([[5, first_new, 7, first_new + 1, 9]])
     expected = logits(model, ids)
@@ -112,7 +97,7 @@ def test_an_adapter_brings_its_tokens_to_chat_and_merge(make: Any, tmp_path: Pat
 
 def test_a_full_model_is_exported_with_its_new_rows(base: Path, tmp_path: Path) -> None:
     spec = spec_of(base)
-    expected = logits(train_somewhat(spec, tmp_path / "iter_4.pth"))
+    expected = logits(trained(spec, tmp_path / "iter_4.pth"))
     pth_to_hf(spec, tmp_path / "iter_4.pth", tmp_path / "hf", dtype="float32")
     again = load_model(ModelSpec(path=str(tmp_path / "hf")), device="cpu", dtype=torch.float32, train=False)
     torch.testing.assert_close(logits(again), expected)
@@ -123,7 +108,7 @@ def test_a_full_model_is_exported_with_its_new_rows(base: Path, tmp_path: Path) 
 
 def test_without_resize_vocab_a_larger_checkpoint_is_another_models(base: Path, tmp_path: Path) -> None:
     spec = spec_of(base)
-    train_somewhat(spec, tmp_path / "iter_4.pth")
+    trained(spec, tmp_path / "iter_4.pth")
     with pytest.raises(UserError, match="does not fit"):
         pth_to_hf(spec_of(base, resize_vocab=False), tmp_path / "iter_4.pth", tmp_path / "hf")
 
@@ -193,7 +178,7 @@ def test_a_stretched_model_reads_twice_as_far_and_says_so_wherever_it_goes(make:
     torch.testing.assert_close(logits(stretched, ids, position_ids=twice), logits(plain, ids))
     assert (logits(stretched, ids) - logits(plain, ids)).abs().max() > 1e-3
 
-    expected = logits(train_somewhat(spec, tmp_path / "iter_4.pth"), ids)
+    expected = logits(trained(spec, tmp_path / "iter_4.pth"), ids)
     pth_to_hf(spec, tmp_path / "iter_4.pth", tmp_path / "hf", dtype="float32")
     chat = load_chat(base, adapter=tmp_path / "hf", template="internlm2_chat", device="cpu")
     torch.testing.assert_close(logits(chat.model, ids), expected)
@@ -205,7 +190,7 @@ def test_a_stretched_model_reads_twice_as_far_and_says_so_wherever_it_goes(make:
 def test_a_fully_trained_stretched_model_is_exported_stretched(tmp_path: Path) -> None:
     base = make_tiny_internlm2(tmp_path / "base", max_position_embeddings=16)
     spec = spec_of(base, max_position_embeddings=32, resize_vocab=False, tokenizer_options={})
-    expected = logits(train_somewhat(spec, tmp_path / "iter_4.pth"), IDS.clamp(max=700))
+    expected = logits(trained(spec, tmp_path / "iter_4.pth"), IDS.clamp(max=700))
     pth_to_hf(spec, tmp_path / "iter_4.pth", tmp_path / "hf", dtype="float32")
     again = load_model(ModelSpec(path=str(tmp_path / "hf")), device="cpu", dtype=torch.float32, train=False)
     torch.testing.assert_close(logits(again, IDS.clamp(max=700)), expected)

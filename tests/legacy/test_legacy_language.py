@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from config_text import FALL, LOOP, WARM, edit
 
 from xtuner.catalog.render import render
 from xtuner.config.reader import read_text
@@ -14,27 +15,11 @@ CHAT = render("internlm2_chat_1_8b_qlora_alpaca_e3")
 FULL = render("internlm2_1_8b_full_custom_pretrain_e1")
 LLAVA = render("llava_internlm2_chat_1_8b_qlora_clip_vit_large_p14_336_lora_e1_gpu8_finetune")
 DPO = render("internlm2_chat_1_8b_dpo_full_varlenattn")
-WARM = """by_epoch=True,
-        begin=0,
-        end=warmup_ratio * max_epochs,
-        convert_to_iter_based=True"""
-FALL = """by_epoch=True,
-        begin=warmup_ratio * max_epochs,
-        end=max_epochs,
-        convert_to_iter_based=True"""
-LOOP = "train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)"
 OWN_PATH = "pretrained_model_name_or_path = 'internlm/internlm2-chat-1_8b'"
 
 
 def read(text: str, file: Path = Path("my.py")) -> RunSpec:
     return to_run_spec(read_text(text, file, "python"))
-
-
-def edit(text: str, *edits: tuple[str, str]) -> str:
-    for old, new in edits:
-        assert old in text, old
-        text = text.replace(old, new)
-    return text
 
 
 def at(spec: object, key: str) -> object:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from config_text import FALL, LOOP, WARM, edit
 
 from xtuner.catalog.render import render
 from xtuner.config.dump import dump_python
@@ -16,31 +17,14 @@ KEEP = "max_keep_ckpts=save_total_limit"
 ASK = "every_n_iters=evaluation_freq"
 INFO = "dict(type=DatasetInfoHook, tokenizer=tokenizer)"
 CLIP = "accumulative_counts=accumulative_counts"
-WARM = """by_epoch=True,
-        begin=0,
-        end=warmup_ratio * max_epochs,
-        convert_to_iter_based=True"""
-FALL = """by_epoch=True,
-        begin=warmup_ratio * max_epochs,
-        end=max_epochs,
-        convert_to_iter_based=True"""
 COSINE = "type=CosineAnnealingLR,\n        eta_min=0.0,"
-LOOP = "train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)"
 Edits = list[tuple[str, str]]
-
-
-def edit(edits: Edits) -> str:
-    text = CHAT
-    for old, new in edits:
-        assert old in text, old
-        text = text.replace(old, new)
-    return text
 
 
 def read(*edits: tuple[str, str], said: list[str] | None = None) -> RunSpec:
     """Translate the edited config; a dump of it must say the same."""
     told = [] if said is None else said
-    config = read_text(edit(list(edits)), Path("my.py"), "python")
+    config = read_text(edit(CHAT, *edits), Path("my.py"), "python")
     spec = to_run_spec(config, told.append)
     again = to_run_spec(read_text(dump_python(config.values), Path("my.py"), "python"), lambda sentence: None)
     assert again == spec
