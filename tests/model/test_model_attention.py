@@ -4,6 +4,7 @@ import pytest
 import tiny
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+from transformers.masking_utils import create_causal_mask
 
 from xtuner.errors import UserError
 from xtuner.model.attention import PACKED, attend, check_attention, check_packing, packing_arguments
@@ -31,6 +32,17 @@ def mistral(window, implementation=PACKED):
     torch.manual_seed(0)
     config = MistralConfig(**SIZES, head_dim=8, sliding_window=window, attn_implementation=implementation)
     return MistralForCausalLM(config).eval()
+
+
+def test_with_borders_transformers_looks_for_none(tmp_path):
+    """It would look in the positions, and the host would wait for the card there."""
+    model = load(tiny.make_tiny_llama, tmp_path, PACKED)
+    ready = packing_arguments(Packing.from_lengths([3, 4]), model)["attention_mask"]
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
+    rows = {"inputs_embeds": torch.zeros(1, 7, 4), "past_key_values": None, "position_ids": positions}
+    assert create_causal_mask(config=model.config, attention_mask=ready, **rows) is ready
+    model.set_attn_implementation("eager")
+    assert "attention_mask" not in packing_arguments(Packing.from_lengths([3, 4]), model)
 
 
 def packed_and_alone(model, lengths):
