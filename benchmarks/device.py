@@ -1,7 +1,9 @@
 """The device of a benchmark: its clock, its memory, its limits, and the versions of what runs on it."""
 
 import gc
+import time
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,6 +27,24 @@ def wait() -> None:
     """Wait until the device has done all it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def mark() -> "float | torch.cuda.Event":
+    """Return a mark in what the device has been given to do, without waiting for it."""
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def between(marks: list[Any]) -> list[float]:
+    """Wait, and return the seconds from each mark to the next."""
+    wait()
+    pairs = pairwise(marks)
+    if not torch.cuda.is_available():
+        return [later - earlier for earlier, later in pairs]
+    return [earlier.elapsed_time(later) / 1000 for earlier, later in pairs]
 
 
 def limit_memory(card: str) -> float:

@@ -1,13 +1,12 @@
 """TRL's SFTTrainer as a contender: on its own, and with Unsloth's model; it has its own batches and loop."""
 
 import tempfile
-import time
 from typing import Any
 
 import torch
 
 from benchmarks.contender import lora_config, plain_model, unsloth_model
-from benchmarks.device import device, wait
+from benchmarks.device import between, device, mark
 from benchmarks.workload import TRAINED_WHOLE, VOCABULARY, Case, Lap, longest_row, micro_batches, num_rows
 
 TOOLS = ("trl", "unsloth-trl")
@@ -73,13 +72,12 @@ def timed(trainer: type) -> Any:
     class Timed(trainer):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            self.begun: list[float] = []
+            self.begun: list[Any] = []
             self.read: list[tuple[int, int]] = []
             self.losses: list[torch.Tensor] = []
 
         def training_step(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
-            wait()
-            self.begun.append(time.perf_counter())
+            self.begun.append(mark())
             ids, mask = inputs["input_ids"], inputs.get("attention_mask")
             self.read.append((int(mask.sum()) if mask is not None else ids.numel(), ids.numel()))
             loss = super().training_step(model, inputs, *rest, **options)
@@ -88,9 +86,7 @@ def timed(trainer: type) -> Any:
 
         def end(self) -> list[Lap]:
             """Return the laps: a step lasts until the next one begins."""
-            wait()
-            self.begun.append(time.perf_counter())
-            seconds = [later - earlier for earlier, later in zip(self.begun, self.begun[1:], strict=False)]
+            seconds = between([*self.begun, mark()])
             losses = [float(loss) for loss in self.losses]
             return [
                 Lap(second, real, computed, loss)

@@ -26,7 +26,7 @@ from xtuner.engine.selftest.trajectory import measure_trajectory
 from xtuner.objective.loss import Loss
 from xtuner.objective.sft import SFT
 from xtuner.ops.attention import packed_attention
-from xtuner.ops.lora_linear import lora_linear
+from xtuner.ops.lora_linear import AdaptedLayer, lora_linear
 from xtuner.ops.packing import Packing
 
 MODEL = Path(__file__).parent.parent / "golden" / "internlm2"
@@ -107,10 +107,11 @@ def test_a_leak_between_samples_breaks_packing_and_attention(
 
 
 def test_a_fast_layer_that_is_off_is_found(spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def off(*args: Any, scaling: float, **options: Any) -> Tensor:
-        return lora_linear(*args, scaling=1.01 * scaling, **options)
+    def off(inputs: Tensor, layers: list[AdaptedLayer], **options: Any) -> tuple[Tensor, ...]:
+        return lora_linear(inputs, [replace(layer, scaling=1.01 * layer.scaling) for layer in layers], **options)
 
-    monkeypatch.setattr("xtuner.model.lora_layer.lora_linear", off)
+    for room in ("lora_layer", "shared_input"):
+        monkeypatch.setattr(f"xtuner.model.{room}.lora_linear", off)
     found = measured(measure_fast_path, spec, tmp_path)
     assert {result.what.split()[0] for result in found if not result.holds} == {"adapted"}
 

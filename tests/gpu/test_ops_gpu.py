@@ -14,7 +14,7 @@ from xtuner.model.load import load_model
 from xtuner.objective.sft import SFT
 from xtuner.ops.attention import causal_mask, eager_attention, packed_attention
 from xtuner.ops.linear_cross_entropy import chunk_rows, linear_cross_entropy, reference_linear_cross_entropy
-from xtuner.ops.lora_linear import DenseWeight, lora_linear, reference_lora_linear
+from xtuner.ops.lora_linear import AdaptedLayer, DenseWeight, lora_linear, reference_lora_linear
 from xtuner.ops.packing import Packing
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
@@ -60,7 +60,8 @@ def test_lora_linear_is_as_exact_as_plain_operations(dropout):
 
     def run(function, dtype, source):
         torch.manual_seed(1)
-        out = function(source, DenseWeight(weight), None, lora_a, lora_b, scaling=0.5, dropout=dropout, dtype=dtype)
+        layer = AdaptedLayer(DenseWeight(weight), None, lora_a, lora_b, scaling=0.5)
+        [out] = function(source, [layer], dropout=dropout, dtype=dtype)
         return [out, *torch.autograd.grad((out.to(pull.dtype) * pull).sum(), [source, lora_a, lora_b])]
 
     ours, plain = (run(function, torch.bfloat16, inputs) for function in (lora_linear, reference_lora_linear))

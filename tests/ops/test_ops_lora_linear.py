@@ -1,64 +1,124 @@
-"""The fused LoRA linear against autograd's own operations: output, every gradient, and what is kept."""
+"""The fused LoRA linear against autograd's own operations: outputs, every gradient, and what is kept."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from xtuner.ops.lora_linear import DenseWeight, lora_linear, reference_lora_linear
+from xtuner.ops.fp8 import Fp8Weight, quantise_rows
+from xtuner.ops.lora_linear import (
+    AdaptedLayer,
+    DenseWeight,
+    lora_linear,
+    reference_lora_linear,
+    traced_lora_linear,
+)
+
+WIDTHS = (7, 3, 10)
+RANKS = (4, 4, 2)
 
 
-def make(rows=(3, 5), size=12, out=7, rank=4, dtype=torch.float32):
+def make(rows=(3, 5), size=12, widths=WIDTHS, dtype=torch.float32, bias=True):
+    """Return inputs and layers that read them."""
     torch.manual_seed(0)
     inputs = torch.randn(*rows, size, dtype=dtype, requires_grad=True)
-    weight, bias = torch.randn(out, size, dtype=dtype), torch.randn(out, dtype=dtype)
-    lora_a = torch.randn(rank, size, requires_grad=True)
-    lora_b = torch.randn(out, rank, requires_grad=True)
-    return inputs, weight, bias, lora_a, lora_b
+    layers = [
+        AdaptedLayer(
+            DenseWeight(torch.randn(width, size, dtype=dtype)),
+            torch.randn(width, dtype=dtype) if bias else None,
+            torch.randn(rank, size, requires_grad=True),
+            torch.randn(width, rank, requires_grad=True),
+            scaling=0.7 + width / 10,
+        )
+        for width, rank in zip(widths, RANKS, strict=False)
+    ]
+    return inputs, layers
 
 
-def run(function, inputs, weight, bias, lora_a, lora_b, dropout=0.0, dtype=torch.float32):
+def run(function, inputs, layers, dropout=0.0, dtype=torch.float32):
+    """Return the outputs and all gradients."""
     torch.manual_seed(1)
-    out = function(inputs, DenseWeight(weight), bias, lora_a, lora_b, scaling=0.7, dropout=dropout, dtype=dtype)
-    pull = torch.linspace(-1, 1, out.numel()).view(out.shape).to(out.dtype)
-    return out, torch.autograd.grad((out * pull).sum(), [inputs, lora_a, lora_b])
+    outputs = function(inputs, layers, dropout=dropout, dtype=dtype)
+    pulled = sum((out * torch.linspace(-1, 1, out.numel()).view(out.shape).to(out.dtype)).sum() for out in outputs)
+    learned = [tensor for layer in layers for tensor in (layer.lora_a, layer.lora_b)]
+    return [*outputs, *torch.autograd.grad(pulled, [inputs, *learned])]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [(3, 5), (1,), (2, 1, 4)])
-def test_equals_the_reference(dropout, with_bias, rows):
-    inputs, weight, bias, lora_a, lora_b = make(rows)
-    parts = (inputs, weight, bias if with_bias else None, lora_a, lora_b)
-    out, grads = run(lora_linear, *parts, dropout=dropout)
-    expected, reference = run(reference_lora_linear, *parts, dropout=dropout)
-    torch.testing.assert_close(out, expected)
-    for grad, other in zip(grads, reference, strict=True):
-        torch.testing.assert_close(grad, other)
+@pytest.mark.parametrize("function", [lora_linear, traced_lora_linear])
+def test_equals_the_reference(function, count, bias, rows):
+    inputs, layers = make(rows, widths=WIDTHS[:count], bias=bias)
+    for found, expected in zip(run(function, inputs, layers), run(reference_lora_linear, inputs, layers), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
-def test_half_precision_keeps_gradients_of_the_adapter_in_fp32():
-    parts = make(dtype=torch.bfloat16)
-    out, grads = run(lora_linear, *parts, dtype=torch.bfloat16)
-    expected, reference = run(reference_lora_linear, *parts, dtype=torch.bfloat16)
-    assert out.dtype == torch.bfloat16
-    assert [grad.dtype for grad in grads] == [torch.bfloat16, torch.float32, torch.float32]
-    torch.testing.assert_close(out, expected, atol=0.1, rtol=0.05)
-    for grad, other in zip(grads, reference, strict=True):
-        assert (grad - other).norm() < 0.03 * other.norm()
+@pytest.mark.parametrize("function", [lora_linear, traced_lora_linear])
+def test_dropout_draws_what_the_reference_draws(function):
+    inputs, layers = make(rows=(20,), widths=WIDTHS[:1])
+    found, expected = (run(each, inputs, layers, dropout=0.3) for each in (function, reference_lora_linear))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    assert not torch.allclose(found[0], run(function, inputs, layers)[0])
+
+
+@pytest.mark.parametrize("function", [lora_linear, traced_lora_linear])
+def test_half_precision_keeps_gradients_of_the_adapter_in_fp32(function):
+    inputs, layers = make(dtype=torch.bfloat16)
+    found, expected = (run(each, inputs, layers, dtype=torch.bfloat16) for each in (function, reference_lora_linear))
+    assert [tensor.dtype for tensor in found] == 4 * [torch.bfloat16] + 6 * [torch.float32]
+    for one, other in zip(found, expected, strict=True):
+        assert (one.float() - other.float()).norm() < 0.03 * other.float().norm()
+
+
+def test_a_sum_that_begins_with_the_low_rank_product_is_rounded_once():
+    inputs, layers = make(rows=(64,), size=96, widths=(80,), dtype=torch.bfloat16, bias=False)
+    exact = run(reference_lora_linear, inputs.double().detach().requires_grad_(), layers, dtype=torch.float64)[0]
+    once, twice = (
+        (run(function, inputs, layers, dtype=torch.bfloat16)[0] - exact).norm()
+        for function in (traced_lora_linear, reference_lora_linear)
+    )
+    assert once < 0.9 * twice
+
+
+def test_compiled_code_takes_the_same_way():
+    inputs, layers = make()
+    found = run(torch.compile(lora_linear, backend="aot_eager", fullgraph=True), inputs, layers)
+    for one, other in zip(found, run(reference_lora_linear, inputs, layers), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_fp8_adds_what_its_products_cannot_begin_with():
+    rows, start = torch.randn(5, 32), torch.randn(5, 16, requires_grad=True)
+    weight = Fp8Weight(*quantise_rows(torch.randn(16, 32)))
+    found = weight.linear_onto(start, rows)
+    torch.testing.assert_close(found, start + weight.linear(rows))
+    assert torch.equal(torch.autograd.grad(found.sum(), start)[0], torch.ones(5, 16))
 
 
 def test_input_without_gradient():
-    inputs, weight, bias, lora_a, lora_b = make()
-    out = lora_linear(
-        inputs.detach(), DenseWeight(weight), bias, lora_a, lora_b, scaling=1.0, dropout=0.0, dtype=torch.float32
-    )
-    out.sum().backward()
-    assert lora_a.grad is not None
+    inputs, layers = make()
+    outputs = lora_linear(inputs.detach(), layers, dropout=0.0, dtype=torch.float32)
+    sum(out.sum() for out in outputs).backward()
+    assert all(layer.lora_a.grad is not None for layer in layers)
     assert inputs.grad is None
 
 
-def test_keeps_the_input_once_and_never_the_weight():
-    inputs, weight, bias, lora_a, lora_b = make(rows=(50,), size=64, out=128, rank=2)
+def test_an_output_that_nothing_hangs_on():
+    inputs, layers = make()
+    first = lora_linear(inputs, layers, dropout=0.0, dtype=torch.float32)[0]
+    expected = reference_lora_linear(inputs, layers[:1], dropout=0.0, dtype=torch.float32)[0]
+    for one, other in zip(
+        torch.autograd.grad(first.sum(), [inputs, layers[0].lora_a]),
+        torch.autograd.grad(expected.sum(), [inputs, layers[0].lora_a]),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_keeps_the_input_once_and_never_a_weight():
     fetched, kept = [], []
 
     class Watched(DenseWeight):
@@ -70,10 +130,13 @@ def test_keeps_the_input_once_and_never_the_weight():
             fetched.append("backward")
             return DenseWeight(self.weight.clone()).pull_back(grads)
 
+    inputs, layers = make(rows=(50,), size=64, widths=(128, 96))
+    layers = [replace(layer, weight=Watched(layer.weight.weight)) for layer in layers]
     with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        out = lora_linear(inputs, Watched(weight), bias, lora_a, lora_b, scaling=1.0, dropout=0.0, dtype=torch.float32)
-    own = [tensor for tensor in kept if tensor is not lora_a and tensor is not lora_b]
-    assert sum(tensor.numel() for tensor in own) == 50 * 64 + 50 * 2
-    assert fetched == ["forward"]
-    out.sum().backward()
-    assert fetched == ["forward", "backward"]
+        outputs = lora_linear(inputs, layers, dropout=0.0, dtype=torch.float32)
+    learned = [tensor for layer in layers for tensor in (layer.lora_a, layer.lora_b)]
+    own = [tensor for tensor in kept if not any(tensor is one for one in learned)]
+    assert sum(tensor.numel() for tensor in own) == 50 * 64 + 50 * (4 + 4)
+    assert fetched == ["forward"] * 2
+    sum(out.sum() for out in outputs).backward()
+    assert fetched == ["forward"] * 2 + ["backward"] * 2

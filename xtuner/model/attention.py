@@ -25,6 +25,16 @@ more where a token goes to another expert for it; a way that leaves something ou
 PROBE_LENGTHS = [5, 1, 7]
 
 
+def wants_borders(packing: Packing, model: PreTrainedModel) -> bool:
+    """Whether `model` is told where the segments of a row begin.
+
+    A row that is one segment is a plain sequence, which models understand that know nothing of packing. Models that
+    are known to take packs get its borders too, if our function reads them: so all rows run the same kernels.
+    """
+    several = packing.cu_seqlens.numel() != 2
+    return several or (getattr(model, "takes_packs", False) and model.config._attn_implementation == PACKED)
+
+
 def packing_arguments(packing: Packing, model: PreTrainedModel) -> dict[str, Any]:
     """Return the keyword arguments by which `model` passes segment borders down to the attention function.
 
@@ -99,7 +109,8 @@ def mask(q_length: int, kv_length: int, attention_mask: Tensor | None = None, **
 
 @torch.no_grad()
 def check_packing(model: PreTrainedModel) -> None:
-    """Prove on three short segments that packed logits equal those of each segment alone.
+    """Prove on three short segments that packed logits equal those of each segment alone; the model is marked
+    `takes_packs` then.
 
     What packing changes is compared with what a leak between the segments would change, so the answer does not
     hang on the dtype. Costs five forward passes of a few tokens.
@@ -124,6 +135,7 @@ def check_packing(model: PreTrainedModel) -> None:
         model.train(was_training)
     if (packed - alone).norm() > 0.5 * (leaking - alone).norm():
         raise UserError("Samples packed into one row would see each other in this model.", UNPACKED)
+    model.takes_packs = True
 
 
 @torch.no_grad()

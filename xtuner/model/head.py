@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from xtuner.errors import UserError
-from xtuner.model.attention import packing_arguments
+from xtuner.model.attention import packing_arguments, wants_borders
 from xtuner.ops.linear_cross_entropy import chunk_rows
 from xtuner.ops.packed4bit import Packed4bit
 from xtuner.ops.packed_head import PackedHead
@@ -96,13 +96,10 @@ class Decoded(NamedTuple):
 
 
 def decode(model: nn.Module, batch: PackedRow) -> Decoded:
-    """Run the decoder without its head on a packed row.
-
-    A row that is one segment is a plain sequence, which models understand that know nothing of packing.
-    """
+    """Run the decoder without its head on a packed row."""
     inner = base_model(model)
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-    if batch.packing.cu_seqlens.numel() != 2:
+    if wants_borders(batch.packing, inner):
         arguments.update(position_ids=batch.positions, **packing_arguments(batch.packing, inner))
     output = getattr(inner, inner.base_model_prefix)(**arguments)
     return Decoded(output.last_hidden_state, getattr(output, "penalty", None))

@@ -23,6 +23,7 @@ from xtuner.model.host_embedding import keep_on_host
 from xtuner.model.position import position_changes
 from xtuner.model.recompute import decoder_layers, set_recompute
 from xtuner.model.register import build_config, find_class, find_tokenizer, is_reward_model, needs_remote_code
+from xtuner.model.shared_input import share_inputs
 from xtuner.model.trainable import load_trainable
 from xtuner.model.vocabulary import grow_vocabulary, with_vocabulary
 
@@ -105,6 +106,8 @@ def load_model(
             result = add_lora(model, lora)
             if spec.adapter is not None:
                 load_adapter(result, spec.adapter)
+            if train:
+                share_inputs(result, model)
     if spec.host_embedding:
         keep_on_host(result)
     if weights is not None:

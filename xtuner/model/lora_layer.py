@@ -4,6 +4,7 @@ Whatever our function does not cover (DoRA, several adapters, merged or disabled
 through PEFT's forward pass.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,48 +12,62 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
 from xtuner.model.fp8_linear import Fp8Linear
-from xtuner.ops.lora_linear import DenseWeight, FrozenWeight, lora_linear
+from xtuner.model.shared_input import SharedInput
+from xtuner.ops.lora_linear import AdaptedLayer, DenseWeight, FrozenWeight, lora_linear
 
 
 class LoraLinear(PeftLinear):
     """A dense or FP8 linear layer with an adapter."""
 
+    shared_input: SharedInput | None = None
+    """The layers that read the same input, if there are others."""
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., I) -> (..., O), in the dtype of autocast or else of the frozen weight."""
+        output = None if args or kwargs else apply_adapter(self, x)
+        return super().forward(x, *args, **kwargs) if output is None else output
+
+    def adapted(self, x: Tensor) -> "Adapted | None":
+        """Return what `lora_linear` needs to know, or None if the case is another."""
         base: Any = self.get_base_layer()
-        adapter = sole_adapter(self, x, base, args, kwargs)
-        if adapter is None:
-            return super().forward(x, *args, **kwargs)
         if isinstance(base, Fp8Linear):
-            return apply_adapter(self, adapter, x, base.frozen(), base.bias, compute_dtype(x, x.dtype))
-        dtype = compute_dtype(x, base.weight.dtype)
-        return apply_adapter(self, adapter, x, DenseWeight(base.weight), base.bias, dtype)
+            return describe(self, x, base.frozen(), compute_dtype(x, x.dtype))
+        return describe(self, x, DenseWeight(base.weight), compute_dtype(x, base.weight.dtype))
 
 
-def sole_adapter(
-    layer: Any, inputs: Tensor, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> str | None:
-    """Return the name of the one plain adapter that is to be applied, or None if the case is another."""
+@dataclass(frozen=True)
+class Adapted:
+    """A layer with the one adapter that is applied to it, and how it is computed."""
+
+    layer: AdaptedLayer
+    dropout: float
+    dtype: torch.dtype
+
+
+def apply_adapter(layer: Any, x: Tensor) -> Tensor | None:
+    """Run `lora_linear` for `layer`, and at once for those that read the same input; None: it cannot."""
+    if layer.shared_input is not None:
+        output: Tensor | None = layer.shared_input.output(layer, x)
+        if output is not None:
+            return output
+    found = layer.adapted(x)
+    return None if found is None else lora_linear(x, [found.layer], dropout=found.dropout, dtype=found.dtype)[0]
+
+
+def describe(layer: Any, inputs: Tensor, weight: FrozenWeight, dtype: torch.dtype) -> Adapted | None:
+    """Return `layer` with the one plain adapter that is to be applied, or None if the case is another."""
+    base: nn.Module = layer.get_base_layer()
     names = [name for name in layer.active_adapters if name in layer.lora_A]
-    if args or kwargs or layer.disable_adapters or layer.merged or len(names) != 1 or inputs.numel() == 0:
+    if layer.disable_adapters or layer.merged or len(names) != 1 or inputs.numel() == 0:
         return None
+    [name] = names
     trained_base = any(parameter.requires_grad for parameter in base.parameters(recurse=False))
-    special = layer.lora_variant or layer.lora_bias.get(names[0]) or layer.lora_A[names[0]].weight.dim() != 2
-    return None if trained_base or special else names[0]
-
-
-def apply_adapter(
-    layer: Any, adapter: str, inputs: Tensor, weight: FrozenWeight, bias: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """Run `lora_linear` with the weights and settings of an adapter."""
-    dropout = layer.lora_dropout[adapter]
-    return lora_linear(
-        inputs,
-        weight,
-        bias,
-        layer.lora_A[adapter].weight,
-        layer.lora_B[adapter].weight,
-        scaling=layer.scaling[adapter],
+    if trained_base or layer.lora_variant or layer.lora_bias.get(name) or layer.lora_A[name].weight.dim() != 2:
+        return None
+    dropout = layer.lora_dropout[name]
+    lora_a, lora_b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    return Adapted(
+        AdaptedLayer(weight, base.bias, lora_a, lora_b, layer.scaling[name]),
         dropout=dropout.p if isinstance(dropout, nn.Dropout) and layer.training else 0.0,
         dtype=dtype,
     )

@@ -8,7 +8,8 @@ from bitsandbytes.functional import dequantize_4bit
 from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 from torch import Tensor
 
-from xtuner.model.lora_layer import apply_adapter, compute_dtype, sole_adapter
+from xtuner.model.lora_layer import Adapted, apply_adapter, compute_dtype, describe
+from xtuner.model.shared_input import SharedInput
 from xtuner.ops.lora_linear import DenseWeight
 from xtuner.ops.nf4 import Weight4bit
 from xtuner.ops.packed4bit import Packed4bit
@@ -17,17 +18,23 @@ from xtuner.ops.packed4bit import Packed4bit
 class LoraLinear4bit(PeftLinear4bit):
     """A 4-bit linear layer with an adapter."""
 
+    shared_input: SharedInput | None = None
+    """The layers that read the same input, if there are others."""
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., I) -> (..., O). Without gradients, bitsandbytes' own kernels are faster for the few rows at a time
         that generation asks for, so PEFT's forward pass is taken."""
+        output = None if args or kwargs or not torch.is_grad_enabled() else apply_adapter(self, x)
+        return super().forward(x, *args, **kwargs) if output is None else output.to(x.dtype)
+
+    def adapted(self, x: Tensor) -> Adapted | None:
+        """Return what `lora_linear` needs to know, or None if the case is another."""
         base: Any = self.get_base_layer()
-        adapter = sole_adapter(self, x, base, args, kwargs) if torch.is_grad_enabled() else None
         state = base.weight.quant_state
-        if adapter is None or state is None or getattr(state, "packing_format_for_cpu", False):
-            return super().forward(x, *args, **kwargs)
-        dtype = compute_dtype(x, base.compute_dtype or x.dtype)
+        if state is None or getattr(state, "packing_format_for_cpu", False):
+            return None
         weight = Weight4bit(Packed4bit.of(base.weight, state)) if x.is_cuda else HostWeight4bit(base.weight.data, state)
-        return apply_adapter(self, adapter, x, weight, base.bias, dtype).to(x.dtype)
+        return describe(self, x, weight, compute_dtype(x, base.compute_dtype or x.dtype))
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,19 @@ class HostWeight4bit:
 
     def multiply(self, rows: Tensor) -> Tensor:
         """x W^T."""
-        return DenseWeight(dequantize_4bit(self.packed, self.state)).multiply(rows)
+        return self._in_full().multiply(rows)
 
     def pull_back(self, grads: Tensor) -> Tensor:
         """g W."""
-        return DenseWeight(dequantize_4bit(self.packed, self.state)).pull_back(grads)
+        return self._in_full().pull_back(grads)
 
     def linear(self, rows: Tensor) -> Tensor:
         """x W^T with a gradient; the weight is kept in full for it."""
-        return self.multiply(rows)
+        return self._in_full().linear(rows)
+
+    def linear_onto(self, start: Tensor, rows: Tensor) -> Tensor:
+        """start + x W^T with a gradient, as `linear`."""
+        return self._in_full().linear_onto(start, rows)
+
+    def _in_full(self) -> DenseWeight:
+        return DenseWeight(dequantize_4bit(self.packed, self.state))

@@ -26,10 +26,11 @@ def freeze_quantised(model: PreTrainedModel, *, train: bool) -> None:
 
     Norms stay in the compute dtype, as their arithmetic is fp32 inside either way. On CPUs with AVX512-BF16,
     bitsandbytes repacks 4-bit weights in evaluation mode for good, and they carry no gradient afterwards; a model
-    that is evaluated between training steps must not do that.
+    that is evaluated between training steps must not do that, nor can layers whose rows end inside of a block.
     """
     model.requires_grad_(False)
-    if train:
-        for module in model.modules():
-            if isinstance(module, nn.Linear) and hasattr(module, "support_avx512bf16_for_cpu"):
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and hasattr(module, "support_avx512bf16_for_cpu"):
+            state = getattr(module.weight, "quant_state", None)
+            if train or state is None or module.in_features % state.blocksize:
                 module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

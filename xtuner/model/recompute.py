@@ -81,21 +81,17 @@ class HostStore(saved_tensors_hooks):
     backward pass the next ones are fetched while the current one is used, so that the copies hide behind the work.
 
     What is on its way is limited, in either direction: the computation waits for the copies rather than fill the card
-    when the host is slow. Memory on the card belongs to the computing stream alone, so that its
-    allocator may use it again at once.
+    when the host is slow. The last to leave stay on the card as well, since the backward pass asks for them first.
+    Memory on the card belongs to the computing stream alone, so that its allocator may use it again at once.
     """
 
     def __init__(self, module: nn.Module) -> None:
         """The weights and buffers of `module` stay where they are."""
         super().__init__(self._keep, self._give_back)
         self.kept: list[_Kept] = []
-        self.leaving: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+        self.leaving: deque[_Kept] = deque()
         self.largest = LEAST_BYTES
         self.held = {_place(weight) for weight in (*module.parameters(), *module.buffers())}
-
-    def __exit__(self, *problem: Any) -> None:
-        super().__exit__(*problem)
-        self._wait_until_gone(0)
 
     def _keep(self, tensor: Tensor) -> "Tensor | _Kept":
         size = _bytes(tensor)
@@ -106,17 +102,17 @@ class HostStore(saved_tensors_hooks):
             return tensor
         kept = _Kept(tensor, len(self.kept))
         self.kept.append(kept)
-        self.leaving.append((kept.copied, tensor.detach()))
+        self.leaving.append(kept)
         self._wait_until_gone(WAY_ACTIVATIONS * self.largest)
         return kept
 
     def _wait_until_gone(self, limit: int) -> None:
         """Let the computation wait until at most `limit` bytes are on their way to the host, and forget the others."""
-        under_way = sum(_bytes(tensor) for _, tensor in self.leaving)
+        under_way = sum(kept.size for kept in self.leaving)
         while under_way > limit:
-            copied, tensor = self.leaving.popleft()
-            torch.cuda.current_stream(tensor.device).wait_event(copied)
-            under_way -= _bytes(tensor)
+            gone = self.leaving.popleft()
+            gone.leave()
+            under_way -= gone.size
 
     def _give_back(self, kept: "Tensor | _Kept") -> Tensor:
         if isinstance(kept, Tensor):
@@ -131,18 +127,18 @@ class HostStore(saved_tensors_hooks):
 
 
 class _Kept:
-    """One activation on the host."""
+    """One activation on the host, and on the card as long as it leaves or when it has been fetched."""
 
     def __init__(self, tensor: Tensor, place: int) -> None:
         self.place = place
+        self.size = _bytes(tensor)
         self.device = tensor.device
         self.stream = _side_stream(tensor.device)
         self.host: Tensor | None = torch.empty_strided(
             tensor.shape, tensor.stride(), dtype=tensor.dtype, pin_memory=True
         )
-        self.coming: Tensor | None = None
-        self.given = False
-        self.copied = self._copy(tensor.detach(), self.host)
+        self.here: Tensor | None = tensor.detach()
+        self.copied = self._copy(self.here, self.host)
 
     def _copy(self, source: Tensor, target: Tensor) -> torch.cuda.Event:
         """Copy beside the computation, after what it has done so far; return the event of having copied."""
@@ -151,23 +147,28 @@ class _Kept:
             target.copy_(source, non_blocking=True)
         return self.stream.record_event()
 
+    def leave(self) -> None:
+        """Let go of what is on the card, once it has been copied."""
+        torch.cuda.current_stream(self.device).wait_event(self.copied)
+        self.here = None
+
     def start_fetching(self) -> int:
         """Begin the copy back, if it has not begun; return the bytes that this activation takes on the card."""
-        if self.given:
-            return 0
-        if self.host is not None:
-            self.coming = torch.empty_strided(
+        if self.host is None and self.here is None:
+            return 0  # it was given back
+        if self.here is None:
+            assert self.host is not None
+            self.here = torch.empty_strided(
                 self.host.shape, self.host.stride(), dtype=self.host.dtype, device=self.device
             )
-            self.copied = self._copy(self.host, self.coming)
-            self.host = None  # pinned memory goes back to torch's pool now, not when these objects are collected
-        assert self.coming is not None
-        return _bytes(self.coming)
+            self.copied = self._copy(self.host, self.here)
+        self.host = None  # pinned memory goes back to torch's pool now, not when these objects are collected
+        return self.size
 
     def fetch(self) -> Tensor:
         """Return the activation on the card; it is forgotten here."""
         self.start_fetching()
-        tensor, self.coming, self.given = self.coming, None, True
+        tensor, self.here = self.here, None
         assert tensor is not None
         torch.cuda.current_stream(self.device).wait_event(self.copied)
         return tensor

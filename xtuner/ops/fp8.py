@@ -47,6 +47,10 @@ class Fp8Weight:
         output: Tensor = _Fp8Linear.apply(rows, self.weight, self.scales)
         return output
 
+    def linear_onto(self, start: Tensor, rows: Tensor) -> Tensor:
+        """start + x W^T; FP8 products begin with nothing, so it is added."""
+        return start + self.linear(rows)
+
 
 class _Fp8Linear(torch.autograd.Function):
     @staticmethod

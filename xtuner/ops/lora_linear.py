@@ -1,10 +1,13 @@
-"""A frozen linear layer with a low-rank branch (https://arxiv.org/abs/2106.09685) as one autograd function.
+"""Frozen linear layers with low-rank branches (https://arxiv.org/abs/2106.09685) over one input, as one function.
 
-It keeps the input once, in the dtype it is computed in, and never forms a gradient for the frozen weight. The
-weight stays in whatever form it is stored in: its two products are asked for when they are needed, so a 4-bit weight
-is never held in full between the forward and the backward pass (https://arxiv.org/abs/2305.14314).
+It keeps the input once, in the dtype it is computed in, and never forms a gradient for a frozen weight. A weight
+stays in whatever form it is stored in: its two products are asked for when they are needed, so a 4-bit weight is never
+held in full between the forward and the backward pass (https://arxiv.org/abs/2305.14314). Layers that read the same
+input (query, key and value; gate and up) share the products of their narrow matrices with it, which take as long for
+one layer as for three: they wait for memory.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +32,10 @@ class FrozenWeight(Protocol):
         """`multiply` with a gradient for `rows`, in operations that compilers can look into."""
         ...
 
+    def linear_onto(self, start: Tensor, rows: Tensor) -> Tensor:
+        """start (N, O) + x W^T with gradients for both, rounded once where the products of this form can do that."""
+        ...
+
 
 @dataclass(frozen=True)
 class DenseWeight:
@@ -48,49 +55,76 @@ class DenseWeight:
         """Autograd forms no gradient for a weight that wants none."""
         return self.multiply(rows)
 
+    def linear_onto(self, start: Tensor, rows: Tensor) -> Tensor:
+        """start + x W^T, rounded once."""
+        return _product_onto(start, rows, self.weight.to(rows.dtype))
+
+
+@dataclass(frozen=True)
+class AdaptedLayer:
+    """x W^T + b + scaling * x A^T B^T: a frozen layer and what is learned beside it."""
+
+    weight: FrozenWeight
+    """(O, I)."""
+    bias: Tensor | None
+    """(O,), frozen."""
+    lora_a: Tensor
+    """(R, I)."""
+    lora_b: Tensor
+    """(O, R)."""
+    scaling: float
+
 
 def lora_linear(
-    inputs: Tensor,
-    weight: FrozenWeight,
-    bias: Tensor | None,
-    lora_a: Tensor,
-    lora_b: Tensor,
-    *,
-    scaling: float,
-    dropout: float,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Return x W^T + b + scaling * drop(x) A^T B^T, computed in `dtype`.
+    inputs: Tensor, layers: Sequence[AdaptedLayer], *, dropout: float, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """Return what each of `layers` makes of `inputs` (..., I), computed in `dtype`: (..., O) each.
 
-    `inputs` (..., I), `bias` (O,) frozen, `lora_a` (R, I), `lora_b` (O, R); returns (..., O) in `dtype`. `dropout` is
-    the share of inputs that the low-rank branch does not see, drawn from torch's generator of the device.
+    `dropout` is the share of inputs that the low-rank branch does not see, drawn from torch's generator of the device;
+    with it a layer is computed alone, since each draws for itself.
     """
+    assert dropout == 0 or len(layers) == 1
     if torch.compiler.is_compiling():  # a compiler fuses the sums with what follows, if it sees them
-        return reference_lora_linear(
-            inputs, weight, bias, lora_a, lora_b, scaling=scaling, dropout=dropout, dtype=dtype
-        )
-    output: Tensor = _LoraLinear.apply(inputs, lora_a, lora_b, bias, weight, scaling, dropout, dtype)
-    return output
+        return traced_lora_linear(inputs, layers, dropout=dropout, dtype=dtype)
+    learned = [tensor for layer in layers for tensor in (layer.lora_a, layer.lora_b)]
+    outputs: tuple[Tensor, ...] = _LoraLinear.apply(inputs, tuple(layers), dropout, dtype, *learned)
+    return outputs
 
 
 def reference_lora_linear(
-    inputs: Tensor,
-    weight: FrozenWeight,
-    bias: Tensor | None,
-    lora_a: Tensor,
-    lora_b: Tensor,
-    *,
-    scaling: float,
-    dropout: float,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The same with autograd's own operations; what `lora_linear` is tested against."""
+    inputs: Tensor, layers: Sequence[AdaptedLayer], *, dropout: float, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """The same layer by layer with autograd's own operations; what the others are tested against."""
     inputs = inputs.to(dtype)
-    base = weight.linear(inputs.reshape(-1, inputs.shape[-1])).view(*inputs.shape[:-1], -1)
-    if bias is not None:
-        base = base + bias.to(dtype)
     seen = functional.dropout(inputs, dropout)
-    return base + functional.linear(functional.linear(seen, lora_a.to(dtype)), lora_b.to(dtype)) * scaling
+    outputs = []
+    for layer in layers:
+        base = layer.weight.linear(inputs.reshape(-1, inputs.shape[-1])).view(*inputs.shape[:-1], -1)
+        if layer.bias is not None:
+            base = base + layer.bias.to(dtype)
+        inner = functional.linear(seen, layer.lora_a.to(dtype))
+        outputs.append(base + functional.linear(inner, layer.lora_b.to(dtype)) * layer.scaling)
+    return tuple(outputs)
+
+
+def traced_lora_linear(
+    inputs: Tensor, layers: Sequence[AdaptedLayer], *, dropout: float, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """The same in the order that compiled code does best: the wide product of a layer begins with the low-rank one.
+
+    So neither is written beside the other to be added later: for a wide layer that is a quarter of all bytes moved.
+    """
+    rows = inputs.to(dtype).reshape(-1, inputs.shape[-1])
+    lora_a = torch.cat([layer.lora_a for layer in layers]).to(dtype)
+    inner = functional.linear(functional.dropout(rows, dropout), lora_a)
+    outputs = []
+    for layer, part in zip(layers, inner.split([len(layer.lora_a) for layer in layers], dim=1), strict=True):
+        start = functional.linear(part, (layer.lora_b * layer.scaling).to(dtype))
+        output = layer.weight.linear_onto(start, rows)
+        if layer.bias is not None:
+            output = output + layer.bias.to(dtype)
+        outputs.append(output.view(*inputs.shape[:-1], -1))
+    return tuple(outputs)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -98,44 +132,90 @@ class _LoraLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         inputs: Tensor,
-        lora_a: Tensor,
-        lora_b: Tensor,
-        bias: Tensor | None,
-        weight: FrozenWeight,
-        scaling: float,
+        layers: tuple[AdaptedLayer, ...],
         dropout: float,
         dtype: torch.dtype,
-    ) -> Tensor:
+        *learned: Tensor,
+    ) -> tuple[Tensor, ...]:
         rows = inputs.reshape(-1, inputs.shape[-1]).to(dtype)
         seen, mask = torch.native_dropout(rows, dropout, True) if dropout > 0 else (rows, None)
-        inner = seen @ lora_a.to(dtype).t()
-        output = weight.multiply(rows)
-        output.addmm_(inner, lora_b.to(dtype).t(), alpha=scaling)
-        if bias is not None:
-            output += bias.to(dtype)
-        ctx.save_for_backward(rows, mask, inner, lora_a, lora_b)
-        ctx.weight, ctx.scaling, ctx.dropout, ctx.dtype = weight, scaling, dropout, dtype
+        inner = seen @ _stack(learned[::2], dtype).t()
+        outputs = []
+        for layer, lora_b, part in zip(layers, learned[1::2], _split(inner, learned), strict=True):
+            output = layer.weight.multiply(rows)
+            output.addmm_(part, lora_b.to(dtype).t(), alpha=layer.scaling)
+            if layer.bias is not None:
+                output += layer.bias.to(dtype)
+            outputs.append(output.view(*inputs.shape[:-1], -1))
+        ctx.save_for_backward(rows, mask, inner, *learned)
+        ctx.layers, ctx.dropout, ctx.dtype = [(layer.weight, layer.scaling) for layer in layers], dropout, dtype
         ctx.input_shape, ctx.input_dtype = inputs.shape, inputs.dtype
-        return output.view(*inputs.shape[:-1], -1)
+        return tuple(outputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        rows, mask, inner, lora_a, lora_b = ctx.saved_tensors
-        grad = grad_output.reshape(-1, grad_output.shape[-1]).to(ctx.dtype)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        rows, mask, inner, *learned = ctx.saved_tensors
+        grads = [grad.reshape(-1, grad.shape[-1]).to(ctx.dtype) for grad in grad_outputs]
         keep = 1.0 / (1.0 - ctx.dropout)
-        grad_inner = (grad @ lora_b.to(ctx.dtype)).mul_(ctx.scaling)
-        grad_inputs = grad_a = grad_b = None
-        if ctx.needs_input_grad[1]:
+        pulled = [
+            (grad @ lora_b.to(ctx.dtype)).mul_(scaling)
+            for grad, lora_b, (_, scaling) in zip(grads, learned[1::2], ctx.layers, strict=True)
+        ]
+        grad_inner = pulled[0] if len(pulled) == 1 else torch.cat(pulled, dim=1)
+        wanted: list[Tensor | None] = [None] * len(learned)
+        if any(ctx.needs_input_grad[4::2]):
             seen = rows if mask is None else rows * mask * keep
-            grad_a = (grad_inner.t() @ seen).to(lora_a.dtype)
-        if ctx.needs_input_grad[2]:
-            grad_b = (grad.t() @ inner).mul_(ctx.scaling).to(lora_b.dtype)
+            grads_a = (grad_inner.t() @ seen).split([len(lora_a) for lora_a in learned[::2]])
+            wanted[::2] = [part.to(lora_a.dtype) for part, lora_a in zip(grads_a, learned[::2], strict=True)]
+        if any(ctx.needs_input_grad[5::2]):
+            wanted[1::2] = [
+                (grad.t() @ part).mul_(scaling).to(lora_b.dtype)
+                for grad, part, lora_b, (_, scaling) in zip(
+                    grads, _split(inner, learned), learned[1::2], ctx.layers, strict=True
+                )
+            ]
+        grad_inputs = None
         if ctx.needs_input_grad[0]:
-            grad_rows = ctx.weight.pull_back(grad)
+            grad_rows = ctx.layers[0][0].pull_back(grads[0])
+            for grad, (weight, _) in zip(grads[1:], ctx.layers[1:], strict=True):
+                grad_rows += weight.pull_back(grad)
+            lora_a = _stack(learned[::2], ctx.dtype)
             if mask is None:
-                grad_rows.addmm_(grad_inner, lora_a.to(ctx.dtype))
+                grad_rows.addmm_(grad_inner, lora_a)
             else:
-                grad_rows.addcmul_(grad_inner @ lora_a.to(ctx.dtype), mask.to(ctx.dtype), value=keep)
+                grad_rows.addcmul_(grad_inner @ lora_a, mask.to(ctx.dtype), value=keep)
             grad_inputs = grad_rows.view(ctx.input_shape).to(ctx.input_dtype)
-        return grad_inputs, grad_a, grad_b, None, None, None, None, None
+        return grad_inputs, None, None, None, *wanted
+
+
+def _stack(lora_a: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return the narrow matrices one below the other, (all R, I)."""
+    return lora_a[0].to(dtype) if len(lora_a) == 1 else torch.cat(list(lora_a)).to(dtype)
+
+
+def _split(inner: Tensor, learned: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the columns of (N, all R) that belong to each layer."""
+    return inner.split([len(lora_a) for lora_a in learned[::2]], dim=1)
+
+
+@torch.library.custom_op("xtuner::product_onto", mutates_args=())
+def _product_onto(start: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    """start + x W^T. One operation to a compiler, which would otherwise take the sum apart again."""
+    return torch.addmm(start, rows, weight.t())
+
+
+@_product_onto.register_fake
+def _(start: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    return torch.empty_like(start)
+
+
+def _remember(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[2])
+
+
+def _pull_back(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None]:
+    return grad_output, grad_output @ ctx.saved_tensors[0], None
+
+
+_product_onto.register_autograd(_pull_back, setup_context=_remember)

@@ -27,12 +27,15 @@ class Weight4bit:
         """x W^T with a gradient."""
         return self._product(rows, transposed=False)
 
-    def _product(self, rows: Tensor, *, transposed: bool) -> Tensor:
+    def linear_onto(self, start: Tensor, rows: Tensor) -> Tensor:
+        """start + x W^T, rounded once."""
+        return self._product(rows, transposed=False, start=start)
+
+    def _product(self, rows: Tensor, *, transposed: bool, start: Tensor | None = None) -> Tensor:
         w = self.stored
         sizes = [*w.shape, w.blocksize, w.scale_blocksize]
-        return _product(
-            rows, w.packed, w.scales, w.code, w.scale_code, w.scale_scales, w.scale_offset, sizes, transposed
-        )
+        scales = (w.scales, w.code, w.scale_code, w.scale_scales, w.scale_offset)
+        return _product(start, rows, w.packed, *scales, sizes, transposed)
 
 
 def dequantise(weight: Packed4bit, dtype: torch.dtype) -> Tensor:
@@ -60,6 +63,7 @@ def in_full(weight: Packed4bit, dtype: torch.dtype) -> Tensor:
 
 @torch.library.custom_op("xtuner::packed_product", mutates_args=())
 def _product(
+    start: Tensor | None,
     rows: Tensor,
     packed: Tensor,
     scales: Tensor,
@@ -74,11 +78,13 @@ def _product(
     shape = (sizes[0], sizes[1])
     weight = Packed4bit(packed, scales, code, sizes[2], shape, scale_code, scale_scales, scale_offset, sizes[3])
     full = in_full(weight, rows.dtype)
-    return rows @ full if transposed else rows @ full.t()
+    factor = full if transposed else full.t()
+    return rows @ factor if start is None else torch.addmm(start, rows, factor)
 
 
 @_product.register_fake
 def _(
+    start: Tensor | None,
     rows: Tensor,
     packed: Tensor,
     scales: Tensor,
@@ -93,13 +99,14 @@ def _(
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.sizes, ctx.transposed = inputs[1:]
+    *tensors, ctx.sizes, ctx.transposed = inputs[2:]
     ctx.save_for_backward(*tensors)
 
 
 def _pull_back(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    grad_rows = _product(grad_output, *ctx.saved_tensors, ctx.sizes, not ctx.transposed)
-    return grad_rows, *[None] * 8
+    grad_rows = _product(None, grad_output, *ctx.saved_tensors, ctx.sizes, not ctx.transposed)
+    grad_start = grad_output if ctx.needs_input_grad[0] else None
+    return grad_start, grad_rows, *[None] * 8
 
 
 _product.register_autograd(_pull_back, setup_context=_remember)

@@ -26,6 +26,7 @@ from xtuner.engine.strategy.zero_config import check_tiles, cost_alone, fill_con
 from xtuner.errors import UserError
 from xtuner.log import LOGGER
 from xtuner.model.head import base_model, find_head
+from xtuner.model.shared_input import compute_apart
 from xtuner.model.trainable import PREFIX
 from xtuner.objective.loss import Loss
 from xtuner.objective.protocol import Objective
@@ -83,6 +84,8 @@ class DeepSpeed(Parallel):
         """Let DeepSpeed wrap model and optimiser."""
         self.model = model if quantised(model) else model.to(self.device)
         self.ulysses.attach(model)
+        if self.sharded:
+            compute_apart(model)
         before = checksum(quantised(model))
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         hidden = int(base_model(model).config.get_text_config().hidden_size)
