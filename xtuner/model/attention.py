@@ -135,7 +135,7 @@ def check_packing(model: PreTrainedModel) -> None:
         model.train(was_training)
     if (packed - alone).norm() > 0.5 * (leaking - alone).norm():
         raise UserError("Samples packed into one row would see each other in this model.", UNPACKED)
-    model.takes_packs = True
+    model.takes_packs = True  # type: ignore[assignment]
 
 
 @torch.no_grad()

@@ -56,7 +56,7 @@ def apply_adapter(layer: Any, x: Tensor) -> Tensor | None:
 
 def describe(layer: Any, inputs: Tensor, weight: FrozenWeight, dtype: torch.dtype) -> Adapted | None:
     """Return `layer` with the one plain adapter that is to be applied, or None if the case is another."""
-    base: nn.Module = layer.get_base_layer()
+    base: Any = layer.get_base_layer()
     names = [name for name in layer.active_adapters if name in layer.lora_A]
     if layer.disable_adapters or layer.merged or len(names) != 1 or inputs.numel() == 0:
         return None
