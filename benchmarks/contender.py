@@ -55,7 +55,7 @@ def our_spec(case: Case, folder: str) -> "RunSpec":
 
 
 def our_plan(case: Case, folder: str, lengths: list[int]) -> "Plan":
-    """Return the plan of a case on the card that is here, or that it is to be like."""
+    """Return the plan of a case on the card that is here, as if it were free, or that it is to be like."""
     from xtuner.engine.plan.memory import CONTEXT
     from xtuner.engine.plan.plan import make_plan
     from xtuner.engine.plan.present import read_card
@@ -64,6 +64,8 @@ def our_plan(case: Case, folder: str, lengths: list[int]) -> "Plan":
     from xtuner.engine.precision import find_device
 
     card = read_card(find_device())
+    if not card.is_cpu:
+        card = replace(card, memory=float(torch.cuda.get_device_properties(0).total_memory))
     if "card" in case.settings and not card.is_cpu:
         card = replace(card, memory=min(card.memory, limit_memory(case.settings["card"]) + CONTEXT))
     alike = len(set(lengths)) == 1 and lengths[0] % 128 == 0

@@ -75,13 +75,14 @@ def render_all() -> dict[Path, str]:
 
 
 def load_results(folder: Path) -> dict[str, tuple[str, list[Row]]]:
-    """Return table -> file name and rows, of the latest file of each."""
-    found = {}
+    """Return table -> file name and rows, of the latest file of each; the table `plan` is all rows that have one."""
+    found: dict[str, tuple[str, list[Row]]] = {}
     for file in sorted(folder.glob("*.jsonl")):
         table = file.stem.rpartition("-")[2]
         if table in KINDS:
             found[table] = file.name, [json.loads(line) for line in file.read_text("utf-8").splitlines() if line]
-    return found
+    planned = [row for _, rows in found.values() for row in rows if "predicted" in row]
+    return {**found, "plan": (", ".join(name for name, _ in found.values()), planned)} if planned else found
 
 
 def speed_table(rows: list[Row]) -> str:

@@ -56,9 +56,9 @@ class HostWeight4bit:
         """x W^T with a gradient; the weight is kept in full for it."""
         return self._in_full().linear(rows)
 
-    def linear_onto(self, start: Tensor, rows: Tensor) -> Tensor:
-        """start + x W^T with a gradient, as `linear`."""
-        return self._in_full().linear_onto(start, rows)
+    def adapted(self, rows: Tensor, inner: Tensor, factor: Tensor) -> Tensor:
+        """x W^T + inner factor^T with a gradient, as `linear`."""
+        return self._in_full().adapted(rows, inner, factor)
 
     def _in_full(self) -> DenseWeight:
         return DenseWeight(dequantize_4bit(self.packed, self.state))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 FORMAT = torch.float8_e4m3fn
 LARGEST = torch.finfo(FORMAT).max
@@ -47,9 +48,9 @@ class Fp8Weight:
         output: Tensor = _Fp8Linear.apply(rows, self.weight, self.scales)
         return output
 
-    def linear_onto(self, start: Tensor, rows: Tensor) -> Tensor:
-        """start + x W^T; FP8 products begin with nothing, so it is added."""
-        return start + self.linear(rows)
+    def adapted(self, rows: Tensor, inner: Tensor, factor: Tensor) -> Tensor:
+        """x W^T + inner factor^T; FP8 products begin with nothing, so it is added."""
+        return self.linear(rows) + functional.linear(inner, factor)
 
 
 class _Fp8Linear(torch.autograd.Function):

@@ -27,15 +27,17 @@ class Weight4bit:
         """x W^T with a gradient."""
         return self._product(rows, transposed=False)
 
-    def linear_onto(self, start: Tensor, rows: Tensor) -> Tensor:
-        """start + x W^T, rounded once."""
-        return self._product(rows, transposed=False, start=start)
+    def adapted(self, rows: Tensor, inner: Tensor, factor: Tensor) -> Tensor:
+        """x W^T + inner factor^T, rounded once."""
+        return self._product(rows, inner, factor, transposed=False)
 
-    def _product(self, rows: Tensor, *, transposed: bool, start: Tensor | None = None) -> Tensor:
+    def _product(
+        self, rows: Tensor, inner: Tensor | None = None, factor: Tensor | None = None, *, transposed: bool
+    ) -> Tensor:
         w = self.stored
         sizes = [*w.shape, w.blocksize, w.scale_blocksize]
         scales = (w.scales, w.code, w.scale_code, w.scale_scales, w.scale_offset)
-        return _product(start, rows, w.packed, *scales, sizes, transposed)
+        return _product(rows, inner, factor, w.packed, *scales, sizes, transposed)
 
 
 def dequantise(weight: Packed4bit, dtype: torch.dtype) -> Tensor:
@@ -63,8 +65,9 @@ def in_full(weight: Packed4bit, dtype: torch.dtype) -> Tensor:
 
 @torch.library.custom_op("xtuner::packed_product", mutates_args=())
 def _product(
-    start: Tensor | None,
     rows: Tensor,
+    inner: Tensor | None,
+    factor: Tensor | None,
     packed: Tensor,
     scales: Tensor,
     code: Tensor,
@@ -74,18 +77,21 @@ def _product(
     sizes: list[int],
     transposed: bool,
 ) -> Tensor:
-    """One operation to a compiler, which would otherwise keep the dequantised weight for the backward pass."""
+    """One operation to a compiler, which would otherwise keep the dequantised weight for the backward pass; added to
+    inner factor^T where these are given."""
     shape = (sizes[0], sizes[1])
     weight = Packed4bit(packed, scales, code, sizes[2], shape, scale_code, scale_scales, scale_offset, sizes[3])
     full = in_full(weight, rows.dtype)
-    factor = full if transposed else full.t()
-    return rows @ factor if start is None else torch.addmm(start, rows, factor)
+    if not transposed:
+        full = full.t()
+    return rows @ full if inner is None or factor is None else (inner @ factor.t()).addmm_(rows, full)
 
 
 @_product.register_fake
 def _(
-    start: Tensor | None,
     rows: Tensor,
+    inner: Tensor | None,
+    factor: Tensor | None,
     packed: Tensor,
     scales: Tensor,
     code: Tensor,
@@ -99,14 +105,15 @@ def _(
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.sizes, ctx.transposed = inputs[2:]
+    *tensors, ctx.sizes, ctx.transposed = inputs[1:]
     ctx.save_for_backward(*tensors)
 
 
-def _pull_back(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    grad_rows = _product(None, grad_output, *ctx.saved_tensors, ctx.sizes, not ctx.transposed)
-    grad_start = grad_output if ctx.needs_input_grad[0] else None
-    return grad_start, grad_rows, *[None] * 8
+def _pull_back(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    inner, factor, *stored = ctx.saved_tensors
+    grad_rows = _product(grad, None, None, *stored, ctx.sizes, not ctx.transposed)
+    beside = (None, None) if inner is None else (grad @ factor, grad.t() @ inner)
+    return grad_rows, *beside, *[None] * 8
 
 
 _product.register_autograd(_pull_back, setup_context=_remember)
