@@ -28,7 +28,7 @@ def make_tiny_internlm2(folder: Path, *, layers: int = 2, hidden: int = 64, seed
     values = {
         "vocab_size": 752,
         "hidden_size": hidden,
-        "intermediate_size": 96,
+        "intermediate_size": 128,
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -64,7 +64,7 @@ def make_tiny_qwen2(folder: Path, *, layers: int = 2, hidden: int = 64, seed: in
 def _sizes(layers: int, hidden: int) -> dict[str, object]:
     return {
         "hidden_size": hidden,
-        "intermediate_size": 96,
+        "intermediate_size": 128,
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,

@@ -22,7 +22,7 @@ QUESTION = [Message("user", "Hello, who are you?")]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_internlm2(tmp_path_factory.mktemp("model"))
+    return make_tiny_internlm2(tmp_path_factory.mktemp("model"), intermediate_size=96)
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from xtuner.config.spec import LoraSpec, ModelSpec, QuantSpec
 from xtuner.errors import UserError
 from xtuner.model.load import check_spec, load_model
 from xtuner.model.lora_layer_4bit import LoraLinear4bit
+from xtuner.ops.nf4 import dequantise
+from xtuner.ops.packed4bit import Packed4bit
 
 IDS = torch.arange(5, 45).view(2, 20)
 
@@ -104,3 +106,24 @@ def test_full_fine_tuning_of_quantised_weights_is_refused_at_once():
     with pytest.raises(UserError, match="cannot be trained themselves"):
         load_model(spec, device="cpu", dtype=torch.float32, train=True)
     check_spec(spec, train=False)
+
+
+def test_rows_that_end_inside_of_a_block_are_read_right_or_refused(tmp_path, monkeypatch):
+    """The kernels of bitsandbytes 0.50.2 for CPUs with AVX-512 lose their place there; here every CPU does."""
+    folder = str(tiny.make_tiny_internlm2(tmp_path, intermediate_size=96))
+
+    def broken(data, state, right=dequantize_4bit):
+        return right(data, state) if state.shape[-1] % state.blocksize == 0 else torch.zeros(state.shape)
+
+    monkeypatch.setattr("xtuner.model.lora_layer_4bit.dequantize_4bit", broken)
+    monkeypatch.setattr("bitsandbytes.functional.dequantize_4bit", broken)
+    model = load(folder, QuantSpec())
+    layer = next(module for name, module in model.named_modules() if name.endswith("layers.0.feed_forward.w2"))
+    stored = layer.get_base_layer().weight
+    full = dequantise(Packed4bit.of(stored.data, stored.quant_state), torch.float32)
+    rows = torch.randn(3, 96)
+    torch.testing.assert_close(layer(rows), rows @ full.t())
+    with torch.no_grad():
+        torch.testing.assert_close(layer(rows), rows @ full.t())
+    with pytest.raises(UserError, match=r"rows \(96 numbers in .*feed_forward.w2\) end inside of a block of 64"):
+        load(folder, QuantSpec(), train=False, lora=False)

@@ -45,6 +45,18 @@ def make_batch():
     return Batch(ids, ids.roll(-1), positions, Packing.from_lengths(LENGTHS))
 
 
+def test_a_head_of_several_slabs_is_proven_and_trained_like_one(folder, monkeypatch):
+    """The heads of real models are never one slab: 32,000 x 4,096 is two."""
+    whole = gradients(load(folder, QuantSpec(head=True)))
+    monkeypatch.setattr("xtuner.ops.packed_head.SLAB", 1)
+    model = load(folder, QuantSpec(head=True))
+    assert len(find_head(model).product.starts) > 1
+    (loss, grads), (expected, others) = gradients(model), whole
+    torch.testing.assert_close(loss, expected)
+    for grad, other in zip(grads, others, strict=True):
+        torch.testing.assert_close(grad, other)
+
+
 def gradients(model):
     loss = SFT()(model, make_batch()).total
     loss.backward()

@@ -123,9 +123,9 @@ def check_head(model: nn.Module) -> None:
     was_training = inner.training
     inner.eval()
     try:
-        expected = inner(input_ids=ids, use_cache=False).logits.float()
+        expected = inner(input_ids=ids, use_cache=False).logits[0].float()
         hidden = run_decoder(inner, input_ids=ids, use_cache=False)
-        found = find_head(model)(hidden).float()
+        found = find_head(model)(hidden[0]).float()
     finally:
         inner.train(was_training)
     if found.shape != expected.shape or (found - expected).norm() > 0.02 * expected.norm():

@@ -9,9 +9,10 @@ from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 from torch import Tensor
 
 from xtuner.model.lora_layer import Adapted, apply_adapter, compute_dtype, describe
+from xtuner.model.quant import has_broken_rows
 from xtuner.model.shared_input import SharedInput
 from xtuner.ops.lora_linear import DenseWeight
-from xtuner.ops.nf4 import Weight4bit
+from xtuner.ops.nf4 import Weight4bit, dequantise
 from xtuner.ops.packed4bit import Packed4bit
 
 
@@ -23,8 +24,9 @@ class LoraLinear4bit(PeftLinear4bit):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., I) -> (..., O). Without gradients, bitsandbytes' own kernels are faster for the few rows at a time
-        that generation asks for, so PEFT's forward pass is taken."""
-        output = None if args or kwargs or not torch.is_grad_enabled() else apply_adapter(self, x)
+        that generation asks for, so PEFT's forward pass is taken where they are right."""
+        ours = torch.is_grad_enabled() or has_broken_rows(self.get_base_layer())
+        output = apply_adapter(self, x) if ours and not args and not kwargs else None
         return super().forward(x, *args, **kwargs) if output is None else output.to(x.dtype)
 
     def adapted(self, x: Tensor) -> Adapted | None:
@@ -39,7 +41,7 @@ class LoraLinear4bit(PeftLinear4bit):
 
 @dataclass(frozen=True)
 class HostWeight4bit:
-    """A 4-bit weight on a CPU, where the dequantisation of bitsandbytes is the fastest there is."""
+    """A 4-bit weight on a CPU, where the dequantisation of bitsandbytes is the fastest there is, if it is right."""
 
     packed: Tensor
     state: Any
@@ -61,4 +63,6 @@ class HostWeight4bit:
         return self._in_full().adapted(rows, inner, factor)
 
     def _in_full(self) -> DenseWeight:
+        if self.state.shape[-1] % self.state.blocksize:
+            return DenseWeight(dequantise(Packed4bit.of(self.packed, self.state), self.state.dtype))
         return DenseWeight(dequantize_4bit(self.packed, self.state))

@@ -1,6 +1,8 @@
 """Adapted layers that read the same input are computed together (query, key and value; gate and up).
 
-Which ones do is not guessed from names: the model runs on a few tokens and is watched.
+Which ones do is not guessed from names: the model runs on a few tokens and is watched. What the first layer computes
+for the others waits in the object that they share, so this is not for code that is compiled and recomputed: there
+torch lets no layer leave something for another.
 """
 
 from typing import Any, Protocol

@@ -22,12 +22,12 @@ class PackedHead:
     """A frozen head (V, D) in 4 bits, callable on rows; made anew for each loss, with which its slab goes."""
 
     def __init__(
-        self, weight: Packed4bit, bias: Tensor | None = None, dtype: torch.dtype | None = None, slab: int = SLAB
+        self, weight: Packed4bit, bias: Tensor | None = None, dtype: torch.dtype | None = None, slab: int | None = None
     ) -> None:
-        """Products are made in `dtype` (None: that of the rows) where there is no autocast; `slab` numbers, or a few
-        rows of them more, exist in full at a time."""
+        """Products are made in `dtype` (None: that of the rows) where there is no autocast; `slab` numbers (`SLAB`), or
+        a few rows of them more, exist in full at a time."""
         self.weight, self.bias, self.dtype = weight, bias, dtype
-        step = weight.rows_apart * max(1, slab // (weight.rows_apart * weight.shape[1]))
+        step = weight.rows_apart * max(1, (slab or SLAB) // (weight.rows_apart * weight.shape[1]))
         self.starts = range(0, weight.shape[0], step)
         self._held: tuple[int, torch.dtype] | None = None
         self._slab: Tensor | None = None
