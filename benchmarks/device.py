@@ -1,11 +1,7 @@
 """The device of a benchmark: its clock, its memory, its limits, and the versions of what runs on it."""
 
-import fcntl
 import gc
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from typing import Any
@@ -19,8 +15,6 @@ from xtuner.errors import is_out_of_memory
 GIB = 2**30
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "unsloth", "trl", "liger-kernel", "triton")
 
-TURN = "XTUNER_BENCHMARK_TURN"
-"""Names the file that a process locks while it is measured."""
 OUT_OF_MEMORY = "out of memory"
 
 
@@ -33,18 +27,6 @@ def wait() -> None:
     """Wait until the device has done all it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-@contextmanager
-def turn() -> Iterator[None]:
-    """Have the device to oneself, where processes take turns: those that wait load their models meanwhile."""
-    if (path := os.environ.get(TURN)) is None:
-        yield
-        return
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        wait()
 
 
 def mark() -> "float | torch.cuda.Event":

@@ -63,10 +63,10 @@ def render_all() -> dict[Path, str]:
         name = match[1]
         if name not in tables:
             return f"<!-- table: {name} -->\nNot measured yet.\n<!-- end -->"
-        stem, rows = tables[name]
+        files_of, rows = tables[name]
         title, render, groups = KINDS[name]
         files[PICTURES / f"{name}.svg"] = render_chart(title, groups(rows))
-        words = f"Results: [{stem}](../benchmarks/results/{stem}).{_about(rows)}"
+        words = f"Results: {', '.join(f'[{file}](../benchmarks/results/{file})' for file in files_of)}.{_about(rows)}"
         parts = [f"![{title}](benchmarks/{name}.svg)", render(rows), words]
         return f"<!-- table: {name} -->\n" + "\n\n".join(parts) + "\n<!-- end -->"
 
@@ -74,15 +74,19 @@ def render_all() -> dict[Path, str]:
     return files
 
 
-def load_results(folder: Path) -> dict[str, tuple[str, list[Row]]]:
-    """Return table -> file name and rows, of the latest file of each; the table `plan` is all rows that have one."""
-    found: dict[str, tuple[str, list[Row]]] = {}
+def load_results(folder: Path) -> dict[str, tuple[list[str], list[Row]]]:
+    """Return table -> names of files and rows, of the latest file of each; `plan` is all rows that have one."""
+    found: dict[str, tuple[list[str], list[Row]]] = {}
     for file in sorted(folder.glob("*.jsonl")):
         table = file.stem.rpartition("-")[2]
         if table in KINDS:
-            found[table] = file.name, [json.loads(line) for line in file.read_text("utf-8").splitlines() if line]
-    planned = [row for _, rows in found.values() for row in rows if "predicted" in row]
-    return {**found, "plan": (", ".join(name for name, _ in found.values()), planned)} if planned else found
+            found[table] = [file.name], [json.loads(line) for line in file.read_text("utf-8").splitlines() if line]
+    planned = {name: [row for row in rows if "predicted" in row] for name, (_, rows) in found.items()}
+    names = [name for name, rows in planned.items() if rows]
+    if names:
+        rows = [row for name in names for row in planned[name]]
+        found["plan"] = [found[name][0][0] for name in names], rows
+    return found
 
 
 def speed_table(rows: list[Row]) -> str:
@@ -248,6 +252,7 @@ def _table(head: list[str], lines: Iterable[list[str]], *, words: int) -> str:
 Kind = tuple[str, Callable[[list[Row]], str], Callable[[list[Row]], list[Group]]]
 KINDS: dict[str, Kind] = {
     "main": ("Tokens a second on one card", speed_table, speed_groups),
+    "short": ("Tokens a second when memory is short", speed_table, speed_groups),
     "chat": ("Real tokens a second, short chat samples", speed_table, speed_groups),
     "lengths": ("Tokens a second by length", speed_table, speed_groups),
     "cards": ("Tokens a second on small cards", speed_table, speed_groups),

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from benchmarks.contender import lora_config, plain_model, unsloth_model
-from benchmarks.device import between, device, forget, mark, turn
+from benchmarks.device import between, device, mark
 from benchmarks.workload import TRAINED_WHOLE, VOCABULARY, Case, Lap, longest_row, micro_batches, num_rows
 
 TOOLS = ("trl", "unsloth-trl")
@@ -61,10 +61,8 @@ def train(case: Case, folder: str, size: str, steps: int) -> list[Lap]:
             processing_class=tokenizer,
             **({"peft_config": lora_config()} if adapter else {}),
         )
-        with turn():
-            forget()
-            trainer.train()
-            laps: list[Lap] = trainer.end()
+        trainer.train()
+        laps: list[Lap] = trainer.end()
     return laps
 
 

@@ -7,8 +7,7 @@
     python benchmarks/training.py list [TABLE ...]               print the cases of tables
 
 Options of `table`: --limit SECONDS for a case (default 240), --within SECONDS for all: what would begin later is left
-out, --models FOLDER: checkpoints are made there and kept for the next call, --abreast N: so many processes at a time,
-which take turns to be measured and load their models meanwhile.
+out, --models FOLDER: checkpoints are made there and kept for the next call.
 
 A case is TOOL:METHOD:SHAPE:SIZE[,SIZE...][:SETTING=VALUE...], for example xtuner:lora:llama3-8b:2x4096:recompute=none.
 Tools: xtuner, hf (transformers + PEFT), liger, unsloth, trl, unsloth-trl (TRL's trainer), where they are installed.
@@ -30,7 +29,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +72,6 @@ def main(words: list[str] | None = None) -> int:
     table_words.add_argument("names", nargs="*", default=["main"], metavar="TABLE | CASE")
     table_words.add_argument("--limit", type=float, default=LIMIT, help="seconds for a case")
     table_words.add_argument("--within", type=float, default=float("inf"), help="seconds for all")
-    table_words.add_argument("--abreast", type=int, default=1, help="processes at a time; they take turns")
     table_words.add_argument("--models", type=Path, help="make checkpoints here, and keep them")
     run_words = verbs.add_parser("run")
     run_words.add_argument("case")
@@ -87,8 +84,7 @@ def main(words: list[str] | None = None) -> int:
     args = parser.parse_args(words)
     if args.verb == "table":
         with tempfile.TemporaryDirectory() as place:
-            times = {"limit": args.limit, "within": args.within}
-            run_tables(args.out, args.names, args.models or Path(place), abreast=args.abreast, **times)
+            run_tables(args.out, args.names, args.models or Path(place), limit=args.limit, within=args.within)
     elif args.verb == "run":
         for row in run(args.case, args.folder):
             print(f"\n{MARK}{json.dumps(row)}", flush=True)
@@ -171,22 +167,20 @@ def race(case: Case, contender: Any, work: list[list[int]]) -> dict[str, Any]:
     """Train on random tokens of these lengths, one step after another as a run does; return the figures."""
     import torch
 
-    from benchmarks.device import between, forget, mark, turn
+    from benchmarks.device import between, forget, mark
 
     if len({sum(lengths) for lengths in work}) == 1:
         torch.compiler.reset()  # code for this size, as in a run of its own
     draw = torch.Generator().manual_seed(0)
     vocabulary = VOCABULARY[case.shape]
     steps = [[torch.randint(3, vocabulary, (length,), generator=draw) for length in lengths] for lengths in work]
-    with turn():
-        forget()
-        marks, losses = [mark()], []
-        for samples in steps:
-            losses.append(contender.step(samples))
-            marks.append(mark())
-        seconds_of_steps = between(marks)
+    forget()
+    marks, losses = [mark()], []
+    for samples in steps:
+        losses.append(contender.step(samples))
+        marks.append(mark())
     laps = []
-    for lengths, seconds, loss in zip(work, seconds_of_steps, losses, strict=True):
+    for lengths, seconds, loss in zip(work, between(marks), losses, strict=True):
         computed = sum(lengths) if case.tool == "xtuner" else max(lengths) * len(lengths)
         laps.append(Lap(seconds, sum(lengths), computed, float(loss)))
     return figures(case, laps, work)
@@ -231,24 +225,16 @@ def foresee(case: Case, contender: Any, folder: str, work: list[list[int]]) -> d
     }
 
 
-def run_tables(out: Path, names: list[str], models: Path, *, limit: float, within: float, abreast: int = 1) -> None:
+def run_tables(out: Path, names: list[str], models: Path, *, limit: float, within: float) -> None:
     """Run tables and single cases one after another; a case that fails is a row too."""
     out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + within
-    cases = [(name if name in TABLES else "training", text) for name in names for text in TABLES.get(name, [name])]
-    for shape in dict.fromkeys(read_case(text).shape for _, text in cases):
-        if not (models / shape).exists():
-            words = [sys.executable, __file__, "make", shape, str(models / shape)]
-            subprocess.run(words, check=True, capture_output=True)
-
-    def rows_of(text: str) -> list[dict[str, Any]]:
-        return list(attempt(read_case(text), models, min(limit * abreast, end - time.monotonic())))
-
-    with ThreadPoolExecutor(abreast) as pool:
-        for (table, _), rows in zip(cases, pool.map(rows_of, [text for _, text in cases]), strict=True):
-            with (out / f"{table}.jsonl").open("a", encoding="utf-8") as file:
-                for row in rows:
+    for name in names:
+        with (out / f"{name if name in TABLES else 'training'}.jsonl").open("a", encoding="utf-8") as file:
+            for text in TABLES.get(name, [name]):
+                for row in attempt(read_case(text), models, min(limit, end - time.monotonic())):
                     file.write(json.dumps(row) + "\n")
+                    file.flush()
                     print(f"{row['case']:60} {describe_row(row)}", flush=True)
 
 
@@ -259,10 +245,11 @@ def attempt(case: Case, models: Path, seconds: float) -> Iterator[dict[str, Any]
     said: list[str] = []
     failed = "left out: no time"
     if seconds > 0:
+        if not folder.exists():
+            subprocess.run([sys.executable, __file__, "make", case.shape, str(folder)], check=True, capture_output=True)
         words = [sys.executable, __file__, "run", case.named(",".join(case.sizes)), str(folder)]
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
             env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-            env |= {"XTUNER_BENCHMARK_TURN": str(models / "turn")}
             try:
                 subprocess.run(words, stdout=out, stderr=errors, env=env, timeout=seconds)
                 failed = ""

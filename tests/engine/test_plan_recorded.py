@@ -12,7 +12,7 @@ from xtuner.engine.plan.plan import make_plan
 from xtuner.engine.plan.shape import shape_of
 from xtuner.engine.plan.work import Work
 
-RESULTS = Path(__file__).resolve().parents[2] / "benchmarks/results/2026-11-21-h200-main.jsonl"
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks/results"
 FIELDS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 SIZES = {
     "llama3-8b": (32, 4096, 32, 8, 14336, 128256),
@@ -23,8 +23,9 @@ QUANT = {"qlora": {"bits": 4}, "fp8": {"bits": 8, "type": "fp8"}}
 
 
 def runs():
-    rows = [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()]
-    return [row for row in rows if row["case"].startswith("xtuner:")]
+    files = [*RESULTS.glob("*-main.jsonl"), *RESULTS.glob("*-short.jsonl")]
+    rows = [json.loads(line) for file in sorted(files) for line in file.read_text("utf-8").splitlines()]
+    return [row for row in rows if row["case"].startswith("xtuner:") and "failed" not in row]
 
 
 def plan_of(case):

@@ -6,6 +6,7 @@ import torch
 
 from xtuner.config.spec import LoraSpec, ModelSpec, QuantSpec
 from xtuner.model.load import load_model
+from xtuner.model.recompute import decoder_layers
 from xtuner.model.shared_input import SharedInput, compute_apart
 from xtuner.ops import lora_linear as ops
 
@@ -109,3 +110,22 @@ def test_a_disabled_adapter_and_dora_go_their_own_way(tmp_path):
     dora = load(tiny.make_tiny_llama(tmp_path / "dora"), lora=LoraSpec(r=4, dora=True))
     assert torch.isfinite(results(dora)["logits"]).all()
     assert not left_over(dora)
+
+
+@pytest.mark.parametrize("recompute", ["none", "layers", "mlp", 1])
+def test_code_that_is_compiled_and_recomputed_passes_nothing_on(tmp_path, recompute):
+    """torch would not compile it: what happens in a checkpoint may leave nothing behind."""
+    model = load(tiny.make_tiny_llama(tmp_path), recompute=recompute, compile=True)
+    assert bool(groups(model)) == (recompute == "none")
+
+
+@pytest.mark.parametrize("recompute", ["none", "layers"])
+def test_a_compiler_sees_a_layer_in_one_piece(tmp_path, recompute):
+    shared, apart = (load(tiny.make_tiny_llama(tmp_path), recompute=recompute) for _ in range(2))
+    if recompute == "layers":
+        compute_apart(shared)
+    for layer in decoder_layers(shared):
+        layer.compile(backend="aot_eager", fullgraph=True)
+    for name, expected in results(apart).items():
+        torch.testing.assert_close(results(shared)[name], expected, msg=name)
+    assert not left_over(shared)
