@@ -11,7 +11,7 @@ import torch
 from xtuner.config.check import to_spec
 from xtuner.config.spec_override import override_spec
 from xtuner.engine.memory import advise
-from xtuner.engine.plan.card import GIB, Card, find_card, match_card
+from xtuner.engine.plan.card import GIB, Card, find_card, find_cards, match_card
 from xtuner.engine.plan.choose import choose, find_change, fits, list_ways, weigh_chosen, work_of
 from xtuner.engine.plan.memory import weigh
 from xtuner.engine.plan.plan import make_plan
@@ -198,13 +198,38 @@ def test_unknown_models_say_what_is_missing(tmp_path):
         ("RTX-3060", "RTX 3060"),
         ("A100", "A100 40GB"),
         ("a100 80gb", "A100 80GB"),
+        ("a100-80g", "A100 80GB"),
+        ("A100-SXM4-80GB", "A100 80GB"),
+        ("a10040gb", "A100 40GB"),
+        ("H100 80GB", "H100"),
+        ("h100-pcie", "H100 PCIe"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+        ("RTX 4090 24GB", "RTX 4090"),
+        ("v100-16gb", "V100 with 16 GB"),
     ],
 )
 def test_cards_by_name(word, name):
     assert find_card(word).name == name
 
 
-@pytest.mark.parametrize("word", ["H300", "", "banana", "0GB", "5000GB"])
+@pytest.mark.parametrize(
+    ("word", "gib"), [("8GB", 8), ("8 GB", 8), ("8g", 8), ("8", 8), ("8192MB", 8), ("6.5GiB", 6.5), ("V100 16GB", 16)]
+)
+def test_cards_by_size(word, gib):
+    assert find_card(word).memory == gib * 0.98 * GIB
+
+
+def test_several_cards():
+    count, card = find_cards("8xA100-80G")
+    assert (count, card.name) == (8, "A100 80GB")
+    assert find_cards("2 x 24GB")[0] == 2
+    assert find_cards("H200")[0] == 1
+
+
+@pytest.mark.parametrize(
+    "word", ["H300", "", "banana", "0GB", "0", "5000GB", "-3GB", "2TB", "cpu", "mi300", "RTX 3060 Ti", "0xH200"]
+)
 def test_wrong_cards_are_refused(word):
     with pytest.raises(UserError) as caught:
         find_card(word)
@@ -218,6 +243,10 @@ def test_wrong_cards_are_refused(word):
         ("NVIDIA H200", 139, "H200"),
         ("NVIDIA A100-SXM4-80GB", 79, "A100 80GB"),
         ("NVIDIA L40S", 44, "L40S"),
+        ("NVIDIA L40", 44, "L40"),
+        ("NVIDIA H100 80GB HBM3", 79, "H100"),
+        ("NVIDIA H100 PCIe", 79, "H100 PCIe"),
+        ("NVIDIA RTX 6000 Ada Generation", 47, "RTX 6000 Ada"),
         ("NVIDIA GeForce RTX 4090", 23, "RTX 4090"),
         ("Something Else", 12, "RTX 3060"),
     ],
