@@ -64,7 +64,7 @@ def test_another_card_needs_no_torch():
         (["llama3_8b_full_alpaca_e3", "--gpu", "8GB", "--probe"], "--probe runs here"),
         (["llama3_8b_full_alpaca", "--gpu", "8GB"], "Cannot find"),
         (
-            ["llama3_8b_full_alpaca_e3", "--gpu", "4090", "model.quant.bits=8", "model.quant.type=fp8"],
+            ["llama2_7b_qlora_alpaca_e3", "--gpu", "4090", "model.quant.bits=8", "model.quant.type=fp8"],
             "RTX 4090 cannot",
         ),
     ],

@@ -3,8 +3,8 @@
 from torch import nn
 
 from xtuner.config.spec import RunSpec
-from xtuner.config.spec_override import override_spec
-from xtuner.engine.plan.choose import list_changes, weigh_chosen, work_of
+from xtuner.engine.plan.advice import change, list_changes, work_of
+from xtuner.engine.plan.choose import weigh_chosen
 from xtuner.engine.plan.memory import moment_bytes
 from xtuner.engine.plan.plan import Plan
 from xtuner.engine.plan.render import render_classes
@@ -39,8 +39,10 @@ def advise(spec: RunSpec, plan: Plan | None = None) -> str:
         return f"Add {' '.join(changes[0])}" if changes else SMALLER
     spec = plan.resolved()
     held = f"By the plan it holds {render_classes(plan)} GiB."
-    for words in list_changes(spec, is_cpu=plan.card.is_cpu, tied=plan.shape.tied):
-        changed = override_spec(spec, words)
+    for words in list_changes(spec, is_cpu=plan.card.is_cpu, tied=plan.shape.tied, cards=plan.card.count):
+        changed = change(spec, plan.shape, plan.card, words)
+        if changed is None:
+            continue
         memory = weigh_chosen(changed, plan.shape, plan.card, work_of(changed, plan.work))
         if memory.need <= WORTHWHILE * plan.memory.need:
             share = 1 - memory.need / plan.memory.need

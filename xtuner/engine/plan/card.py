@@ -50,6 +50,8 @@ class Card:
     is_cpu: bool = False
     host: float = math.inf
     """Bytes of host memory that are free for the run, where that is known."""
+    count: int = 1
+    """So many of them share the run."""
     rates_of: str = ""
     """The card whose rates are taken because nobody knows those of this one."""
 
@@ -143,14 +145,14 @@ def find_card(word: str) -> Card:
     return replace(_card(best), name=f"{best} with {sizes[0]:g} GB", memory=_memory(sizes[0], word))
 
 
-def find_cards(word: str) -> tuple[int, Card]:
-    """Return how many cards `word` names, and which: `8xA100`; without a number it is one.
+def find_cards(word: str) -> Card:
+    """Return the card that `word` names, and how many of them: `8xA100`; without a number it is one.
 
     Raises:
         UserError: there is none of that name (exit code 2).
     """
     count = re.fullmatch(r"([1-9]\d{0,3})\s*[x*]\s*(\S.*)", word.strip(), re.IGNORECASE)
-    return (int(count[1]), find_card(count[2])) if count else (1, find_card(word))
+    return replace(find_card(count[2]), count=int(count[1])) if count else find_card(word)
 
 
 def match_card(device: str, memory: float) -> Card:

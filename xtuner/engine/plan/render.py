@@ -2,10 +2,15 @@
 
 from collections.abc import Iterator
 
+from xtuner.config.later import missing_parts
+from xtuner.engine.idle import idle_settings
 from xtuner.engine.plan.card import GIB
+from xtuner.engine.plan.kept import recomputed_layers
 from xtuner.engine.plan.plan import Plan
 from xtuner.engine.plan.shape import describe_shape
+from xtuner.engine.plan.spread import spread_of
 from xtuner.engine.plan.trained import is_trained_whole
+from xtuner.engine.plan.work import sequence_parts
 
 TITLES = {
     "gradients": "gradients",
@@ -14,6 +19,8 @@ TITLES = {
     "logits": "logits, a chunk",
     "casts": "weights, cast",
     "scratch": "a weight in full",
+    "together": "layers, put together",
+    "messages": "buffers for messages",
 }
 LEAST_SHOWN = 5e-4
 
@@ -28,7 +35,7 @@ def render_lines(plan: Plan) -> list[str]:
     """Return the plan in a few lines, for the start of a run."""
     memory = plan.memory
     lines = [
-        f"Plan: {_gib(memory.need)} GiB of {_gib(plan.card.memory)} ({render_classes(plan)}); "
+        f"Plan: {_gib(memory.need)} GiB of {_gib(plan.card.memory)}{_each(plan)} ({render_classes(plan)}); "
         f"about {_round(plan.tokens_per_second)} tokens/s{_time(plan)}",
         f"Recompute: {_recompute(plan)}; compile: {_compiled(plan)}",
     ]
@@ -39,6 +46,11 @@ def render_lines(plan: Plan) -> list[str]:
 
 def say_change(plan: Plan) -> str:
     """Say which settings make a plan fit."""
+    if plan.change is None and plan.more_cards is not None:
+        count, words, memory = plan.more_cards
+        return (
+            f"It fits on {count} such cards (NPROC_PER_NODE={count}) with: {' '.join(words)} ({_gib(memory.need)} GiB)"
+        )
     if plan.change is None:
         return "No setting makes it fit: use a smaller model, or a card with more memory."
     words, memory = plan.change
@@ -47,7 +59,12 @@ def say_change(plan: Plan) -> str:
 
 def _where(plan: Plan) -> str:
     rates = f" (speed: {plan.card.rates_of})" if plan.card.rates_of else ""
-    return f"{plan.card.name}{rates}"
+    many = f"{plan.card.count} {'processes on' if plan.card.is_cpu else 'x'} " if plan.card.count > 1 else ""
+    return f"{many}{plan.card.name}{rates}"
+
+
+def _each(plan: Plan) -> str:
+    return " on each" if plan.card.count > 1 else ""
 
 
 def _about(plan: Plan) -> Iterator[str]:
@@ -58,9 +75,22 @@ def _about(plan: Plan) -> Iterator[str]:
     yield f"learns  {_learns(plan)}"
     rows = "one row" if spec.loop.batch_size == 1 else f"{spec.loop.batch_size} rows"
     steps = f", an optimiser step every {spec.loop.accumulate} iterations" if spec.loop.accumulate > 1 else ""
-    yield f"works   on {rows} at a time, {plan.work.tokens:,} tokens at most{steps}"
-    if spec.model.vision is not None:
-        yield "        The image encoder is not counted."
+    parts = sequence_parts(spec)
+    card = "" if plan.card.count == 1 else " on each card" if parts == 1 else f" on {parts} cards together"
+    yield f"works   on {rows} at a time{card}, {plan.work.tokens:,} tokens at most{_each(plan)}{steps}"
+    if words := spread_of(spec, plan.card.count).words:
+        yield f"spread  each card holds {words}"
+    yield from (f"note    {sentence}" for sentence in _notes(plan))
+
+
+def _notes(plan: Plan) -> Iterator[str]:
+    """Yield what a person who reads the numbers must know beside them."""
+    card = plan.card
+    yield from idle_settings(plan.spec, card.name, is_cpu=card.is_cpu, has_bfloat16=card.has_bfloat16)
+    if plan.spec.model.vision is not None:
+        yield "The image encoder is not counted."
+    for setting, what in missing_parts(plan.spec):
+        yield f"{setting}: this version cannot run {what} yet."
 
 
 def _learns(plan: Plan) -> str:
@@ -77,8 +107,9 @@ def _memory(plan: Plan) -> Iterator[str]:
     rows: list[tuple[str, float, str]] = [
         (f"weights, {name}", size, _stays(plan, name)) for name, size in memory.frozen.items() if size
     ]
-    kind = "weights" if is_trained_whole(plan.spec) else "adapter"
-    rows.append((f"{kind}, {'float32' if kind == 'adapter' else plan.formats.weights}", memory.trained, ""))
+    whole, halves = is_trained_whole(plan.spec), spread_of(plan.spec, plan.card.count).halves
+    stored = plan.formats.compute if halves else plan.formats.weights if whole else "float32"
+    rows.append((f"{'weights' if whole else 'adapter'}, {stored}", memory.trained, ""))
     rows.append((f"optimiser, {plan.spec.optim.name}", memory.optimiser, ""))
     for key, size in memory.at_peak.items():
         rows.append((TITLES[key], size, _note(plan, key, size)))
@@ -121,7 +152,9 @@ def _note(plan: Plan, key: str, size: float) -> str:
 
 
 def _outcome(plan: Plan) -> Iterator[str]:
-    yield f"speed   about {_round(plan.tokens_per_second)} tokens/s, {_duration(plan.speed.seconds)} an iteration"
+    beside = "; what cards send one another is not counted" if plan.card.count > 1 else ""
+    each = f"{_duration(plan.speed.seconds)} an iteration"
+    yield f"speed   about {_round(plan.tokens_per_second)} tokens/s, {each}{beside}"
     if plan.seconds is None:
         yield "time    depends on how much data there is (not read here)"
     else:
@@ -150,7 +183,7 @@ def _recompute(plan: Plan) -> str:
         "offload": f"the MLPs of all {layers} layers, the rest waits on the host",
         "offload_layers": f"all {layers} layers, their inputs wait on the host",
     }
-    said = words.get(str(chosen.recompute), f"{chosen.recompute} of {layers} layers")
+    said = words.get(str(chosen.recompute), f"{recomputed_layers(chosen.recompute, layers)} of {layers} layers")
     return f"{said} ({chosen.why_recompute or 'as asked for'})"
 
 
