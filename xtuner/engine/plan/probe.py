@@ -29,6 +29,10 @@ MOST_ITERATIONS = 2
 """Of a step: from the second on, gradients are there from the beginning."""
 
 
+APART = 0.15
+"""From so much on prediction and measurement differ."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """`peak` bytes of tensors, `reserved` with what the allocator holds beside them (0: not known), and seconds."""
@@ -97,7 +101,7 @@ def make_batch(plan: Plan, tokens: int) -> Batch:
 
 def render_probe(plan: Plan, measured: Measured) -> str:
     """Set prediction and measurement side by side."""
-    predicted = plan.memory.peak
+    predicted = plan.memory.peak + plan.memory.slack
     rows = [("", "predicted", "measured")]
     if measured.peak > 0:
         rows.append(("peak, GiB", f"{predicted / GIB:.2f}", _beside(measured.peak / GIB, predicted / GIB, ".2f")))
@@ -105,9 +109,12 @@ def render_probe(plan: Plan, measured: Measured) -> str:
     rows.append(("seconds", f"{seconds:.3f}", _beside(measured.seconds, seconds, ".3f")))
     lines = [f"        {title:<10} {left:>9}  {right}" for title, left, right in rows]
     if measured.peak > 0 and not measured.reserved:
-        lines.append("        Measured is what the process holds, with what its allocator keeps for later.")
+        lines.append("        Measured is what the process holds beside the program, with what its allocator keeps.")
     if measured.reserved:
         lines.append(f"        With what the allocator keeps for later it is {measured.reserved / GIB:.2f} GiB.")
+    apart = max(abs(measured.seconds / seconds - 1), abs(measured.peak / predicted - 1) if measured.peak > 0 else 0.0)
+    if apart > APART:
+        lines.append(f"        They are more than {APART:.0%} apart: for this run believe the measurement.")
     return "\n".join(lines)
 
 

@@ -16,10 +16,10 @@ TITLES = {
     "gradients": "gradients",
     "activations": "activations",
     "layer": "the layer at work",
-    "logits": "logits, a chunk",
-    "casts": "weights, cast",
+    "logits": "a chunk of logits",
+    "casts": "cast weights",
     "scratch": "a weight in full",
-    "together": "layers, put together",
+    "together": "layers put together",
     "messages": "buffers for messages",
 }
 LEAST_SHOWN = 5e-4
@@ -36,7 +36,7 @@ def render_lines(plan: Plan) -> list[str]:
     memory = plan.memory
     lines = [
         f"Plan: {_gib(memory.need)} GiB of {_gib(plan.card.memory)}{_each(plan)} ({render_classes(plan)}); "
-        f"about {_round(plan.tokens_per_second)} tokens/s{_time(plan)}",
+        f"about {_round(plan.tokens_per_second)} tokens/s{_time(plan)}; disk: {_checkpoints(plan)}",
         f"Recompute: {_recompute(plan)}; compile: {_compiled(plan)}",
     ]
     if not plan.fits:
@@ -113,8 +113,8 @@ def _memory(plan: Plan) -> Iterator[str]:
     rows.append((f"optimiser, {plan.spec.optim.name}", memory.optimiser, ""))
     for key, size in memory.at_peak.items():
         rows.append((TITLES[key], size, _note(plan, key, size)))
-    fixed = "the program itself" if plan.card.is_cpu else "CUDA context"
-    rows.append((fixed, memory.fixed, ""))
+    rows.append((_fixed(plan), memory.fixed, ""))
+    rows.append(("the allocator, beside tensors", memory.slack, ""))
     shown = [row for row in rows if row[1] / GIB >= LEAST_SHOWN or row[2]]
     width = max(len(title) for title, _, _ in shown) + 2
     yield f"memory  {'':<{width}}{'GiB':>6}"
@@ -127,6 +127,10 @@ def _memory(plan: Plan) -> Iterator[str]:
         yield f"        and {_gib(memory.host)} GiB of host memory{free}"
     if not plan.fits:
         yield f"        {say_change(plan)}"
+
+
+def _fixed(plan: Plan) -> str:
+    return "the program itself" if plan.card.is_cpu else "CUDA context"
 
 
 def _verdict(plan: Plan) -> str:
@@ -167,11 +171,14 @@ def _outcome(plan: Plan) -> Iterator[str]:
 
 
 def _disk(plan: Plan) -> str:
+    adapter = f", the adapter {_gib(plan.disk.adapter)}" if plan.disk.adapter else ""
+    return f"{_checkpoints(plan)}{adapter}; as one model for others {_gib(plan.disk.merged)}"
+
+
+def _checkpoints(plan: Plan) -> str:
     disk = plan.disk
     count = "every checkpoint" if disk.count is None else f"{disk.count} checkpoint{'s' if disk.count != 1 else ''}"
-    each = f"{count} of {_gib(disk.checkpoint)} GiB"
-    adapter = f", the adapter {_gib(disk.adapter)}" if disk.adapter else ""
-    return f"{each}{adapter}; as one model for others {_gib(disk.merged)}"
+    return f"{count} of {_gib(disk.checkpoint)} GiB"
 
 
 def _recompute(plan: Plan) -> str:
@@ -198,10 +205,12 @@ def render_classes(plan: Plan) -> str:
     parts = {
         "weights": sum(memory.frozen.values()) + memory.trained,
         "optimiser": memory.optimiser,
-        **memory.at_peak,
+        **{TITLES[title]: size for title, size in memory.at_peak.items()},
+        _fixed(plan): memory.fixed,
+        "the allocator": memory.slack,
     }
     largest = [(title, size) for title, size in parts.items() if size / GIB >= 0.05]
-    return ", ".join(f"{TITLES.get(title, title)} {_gib(size)}" for title, size in largest) or "little of anything"
+    return ", ".join(f"{title} {_gib(size)}" for title, size in largest)
 
 
 def _time(plan: Plan) -> str:
