@@ -40,6 +40,18 @@ def test_a_catalogue_name_on_a_small_card(capsys):
         assert part in said
 
 
+@pytest.mark.parametrize("language", ["en", "zh_cn"])
+def test_the_page_in_the_docs_is_what_is_printed(language, capsys):
+    text = (Path(__file__).parents[2] / f"docs/{language}/plan.md").read_text("utf-8")
+    main(["plan", "internlm2_chat_1_8b_qlora_alpaca_e3", "--gpu", "8GB"])
+    assert f"```\n{capsys.readouterr().out}```" in text
+
+
+def test_a_size_of_two_words_is_one(capsys):
+    assert main(["plan", "internlm2_chat_1_8b_qlora_alpaca_e3", "--gpu", "8", "GB"]) == 0
+    assert "a card with 8 GB" in capsys.readouterr().out
+
+
 def test_what_does_not_fit_exits_with_one_and_says_what_would(capsys):
     assert main(["plan", "llama3_8b_full_alpaca_e3", "--gpu", "4090"]) == 1
     said = capsys.readouterr().out

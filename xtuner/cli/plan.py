@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.probe and args.gpu:
         raise UserError("--probe runs here, and --gpu plans for another card.", "Leave one of them out.", exit_code=2)
+    join_unit(args)
     card = choose_card(args.gpu)
     if args.probe and card.count > 1:
         raise UserError(
@@ -60,6 +61,14 @@ def run(args: argparse.Namespace) -> int:
         print("\nprobe   one iteration of the largest size ...", flush=True)
         print(render_probe(plan, probe(plan)))
     return 0 if plan.fits else 1
+
+
+def join_unit(args: argparse.Namespace) -> None:
+    """Take `8 GB` for one word, as people write it."""
+    units = [word for word in args.words if word.lower() in ("gb", "gib")]
+    if args.gpu and args.gpu.replace(".", "").isdecimal() and len(units) == 1:
+        args.words.remove(units[0])
+        args.gpu += units[0]
 
 
 def load(args: argparse.Namespace) -> "LoadedRun":

@@ -141,7 +141,7 @@ def _verdict(plan: Plan) -> str:
 
 def _stays(plan: Plan, name: str) -> str:
     """Say why so much is not quantised."""
-    fused = any(linear.fused for linear in plan.shape.linears)
+    fused = plan.spec.model.quant is not None and any(linear.fused for linear in plan.shape.linears)
     return "experts too: they are one weight, which stays as it is" if fused and name == plan.formats.weights else ""
 
 
