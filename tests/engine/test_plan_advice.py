@@ -96,6 +96,16 @@ def test_settings_that_do_not_go_together_are_not_advised():
     assert not any("in_backward" in word for word in said)
 
 
+def test_what_float16_makes_idle_or_impossible_is_not_advised():
+    """There weights are float32 whatever is asked for, and gradients are all looked at before a step."""
+    shape, card = load_shape("internlm/internlm2-1_8b"), find_card("V100")
+    spec = spec_of("internlm/internlm2-1_8b", model={"lora": None}, loop={"accumulate": 1})
+    words, _ = find_change(spec, shape, card, Work(8192, 8192, 100))
+    assert "optim.name=adamw_bf16" in words
+    assert not any(word.startswith(("model.dtype", "optim.in_backward")) for word in words)
+    assert change(spec, shape, card, ["optim.in_backward=true", "optim.max_norm=none"]) is None
+
+
 def test_all_weights_that_cannot_be_trained_become_an_adapter():
     """With several iterations a step nothing smaller fits on 8 GB, so what it saves is taken together."""
     spec, shape, card = spec_of(model={"lora": None}, loop={"accumulate": 4}), load_shape(LLAMA3), find_card("8GB")

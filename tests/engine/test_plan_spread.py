@@ -133,6 +133,7 @@ def test_stages_and_their_ways():
         (["--strategy", "single"], "strategy=single is one process"),
         (["--strategy", "ddp", "--deepspeed", "deepspeed_zero2"], "Both --strategy and --deepspeed"),
         (["--strategy", "fsdp", "optim.name=paged_adamw"], "does not know sharded weights"),
+        (["--deepspeed", "deepspeed_zero2", "optim.name=adamw_bf16"], "is there to save"),
         (["optim.name=lion"], "no optimiser called lion"),
         (["data.template=potato"], "no chat template called potato"),
         (["model.lora.targets=[nothing]"], "names no layer of this model"),

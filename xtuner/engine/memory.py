@@ -39,7 +39,9 @@ def advise(spec: RunSpec, plan: Plan | None = None) -> str:
         return f"Add {' '.join(changes[0])}" if changes else SMALLER
     spec = plan.resolved()
     held = f"By the plan it holds {render_classes(plan)} GiB."
-    for words in list_changes(spec, is_cpu=plan.card.is_cpu, tied=plan.shape.tied, cards=plan.card.count):
+    float16 = plan.formats.compute == "float16"
+    is_cpu, tied, cards = plan.card.is_cpu, plan.shape.tied, plan.card.count
+    for words in list_changes(spec, is_cpu=is_cpu, tied=tied, cards=cards, float16=float16):
         changed = change(spec, plan.shape, plan.card, words)
         if changed is None:
             continue

@@ -7,6 +7,7 @@ from xtuner.config.spec_override import override_spec
 from xtuner.engine.plan.card import Card
 from xtuner.engine.plan.check import check_plan
 from xtuner.engine.plan.choose import fits, weigh_chosen
+from xtuner.engine.plan.formats import choose_formats
 from xtuner.engine.plan.memory import Memory
 from xtuner.engine.plan.shape import Shape
 from xtuner.engine.plan.trained import is_trained_whole
@@ -25,9 +26,11 @@ MORE_CARDS = (2, 4, 8)
 """Numbers of cards that machines have."""
 
 
-def list_changes(spec: RunSpec, *, is_cpu: bool, tied: bool = True, cards: int = 1) -> list[list[str]]:
+def list_changes(
+    spec: RunSpec, *, is_cpu: bool, tied: bool = True, cards: int = 1, float16: bool = False
+) -> list[list[str]]:
     """Return settings that save memory, from those that cost nothing to those that change what is learned; `tied`: the
-    output head is the embedding; `cards` share the run."""
+    output head is the embedding; `cards` share the run; `float16` is computed in."""
     changes: list[list[str]] = []
     loop, model, optim = spec.loop, spec.model, spec.optim
     if loop.batch_size > 1:
@@ -41,10 +44,12 @@ def list_changes(spec: RunSpec, *, is_cpu: bool, tied: bool = True, cards: int =
     if spec.strategy.name in ("fsdp", "deepspeed"):
         pass  # they divide moments among cards, and know torch's optimisers alone
     elif is_trained_whole(spec) and not is_cpu:  # bytes of weight, gradient and moments: 16, then 8, then 6
-        stored, at_once = ["optim.name=adamw_bf16", "model.dtype=bfloat16"], ["optim.in_backward=true"]
+        stored = ["optim.name=adamw_bf16", *(["model.dtype=bfloat16"] if not float16 else [])]
+        at_once = ["optim.in_backward=true"]
         at_once += ["optim.max_norm=none"] if optim.max_norm is not None else []
         alone = cards == 1 and spec.strategy.name in ("auto", "single") and loop.batch_size == loop.accumulate == 1
-        less = optim.name != "sgd" and (optim.name, model.dtype) != ("adamw_bf16", "bfloat16")
+        least = optim.name == "adamw_bf16" and (float16 or model.dtype == "bfloat16")
+        less = optim.name != "sgd" and not least
         soon = alone and not loop.skip_spikes and not optim.in_backward
         changes += [stored] * less + [at_once] * soon + [[*stored, *at_once]] * (less and soon)
     elif "8bit" not in optim.name and optim.name != "sgd":
@@ -90,7 +95,8 @@ def find_change(spec: RunSpec, shape: Shape, card: Card, work: Work) -> tuple[li
     One setting if it suffices, else several; none that changes what is learned where others suffice, and none that is
     not needed.
     """
-    changes = list_changes(spec, is_cpu=card.is_cpu, tied=shape.tied, cards=card.count)
+    float16 = choose_formats(spec, is_cpu=card.is_cpu, has_bfloat16=card.has_bfloat16).compute == "float16"
+    changes = list_changes(spec, is_cpu=card.is_cpu, tied=shape.tied, cards=card.count, float16=float16)
     free = [words for words in changes if not words[0].startswith(OF_LEARNING)]
     costly = [words for words in changes if words[0].startswith(OF_LEARNING)]
 

@@ -56,6 +56,16 @@ def _check_cards(spec: RunSpec, card: Card) -> None:
         raise UserError(
             "strategy=fsdp does not compute in float16.", "Set loop.precision=bfloat16 (float32 on older cards)."
         )
+    if spec.optim.name == "adamw_bf16" and spec.strategy.name == "deepspeed":
+        raise UserError(
+            "DeepSpeed keeps a copy of the weights in float32, which optim.name=adamw_bf16 is there to save.",
+            "Set optim.name=adamw, or strategy=ddp.",
+        )
+    if spec.optim.in_backward and formats.compute == "float16":
+        raise UserError(
+            "optim.in_backward does not go with float16, whose gradients are all looked at before a step.",
+            "Leave it out, or set loop.precision=float32.",
+        )
     if spec.optim.in_backward and (card.count > 1 or spec.strategy.name not in ("auto", "single")):
         raise UserError(
             "optim.in_backward moves weights before other processes could add their gradients.",
