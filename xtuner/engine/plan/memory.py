@@ -105,7 +105,6 @@ def weigh(spec: RunSpec, shape: Shape, card: Card, work: Work, *, recompute: str
     weight = state.width
     frozen = {} if whole else _frozen(spec, shape, formats, spread)
     learned, optimiser = state.weights / spread.weights, state.optimiser / spread.optimiser
-    gradients = state.weights
     tokens = work.tokens
     parts = kept_by_layer(spec, shape, trained, formats, work, compiled=compiled, is_cpu=card.is_cpu)
     stream = stored if stored == 4 else width
@@ -123,24 +122,14 @@ def weigh(spec: RunSpec, shape: Shape, card: Card, work: Work, *, recompute: str
     # the last norm: an fp32 copy, the rows that the head reads, their gradient
     ends = tokens * shape.hidden * (4 + 2 * stream)
     scratch = _scratch(spec, shape, work, width)
-    part = spread.gradients
-    held = gradients / part if spec.loop.accumulate > 1 else 0.0
-    if spread.whole_gradients or (spread.added_gradients and spec.loop.accumulate > 1):
-        held, part = gradients, 1
-    embedding = shape.embedding * weight / part if whole else 0.0
-    # when the first layer is done, and at the end
-    at_once: tuple[float, float] = (gradients / part - (0.0 if shape.tied else embedding), gradients / part)
-    if spread.whole_gradients:
-        at_once = (gradients, gradients)
-    if spec.optim.in_backward:
-        of_layer = _gradients_of_layer(shape, gradients, embedding, weight, whole=whole, compiled=compiled)
-        at_once = ((embedding if shape.tied else 0.0) + of_layer, max(embedding * (2 if shape.tied else 1), of_layer))
+    embedding = shape.embedding * weight if whole else 0.0
+    grown = _gradients(spec, shape, spread, state, embedding, whole=whole, compiled=compiled)
     cast = casts / layers
     beside = _together(spec, shape, trained, spread, whole=whole, width=width if whole else stored, weight=weight)
     moments_of_an_iteration: list[dict[str, float]] = [
         # the loss, when all layers are done
         {
-            "gradients": held,
+            "gradients": grown.held,
             "activations": kept.card + ends,
             "logits": _logits(shape, card, work, width, stored, trained, whole=whole)
             + _head_in_full(spec, shape, trained, width),
@@ -148,7 +137,7 @@ def weigh(spec: RunSpec, shape: Shape, card: Card, work: Work, *, recompute: str
         },
         # the backward pass begins, in the last layer
         {
-            "gradients": max(held, embedding),
+            "gradients": max(grown.held, grown.embedding),
             "activations": kept.card + ends / 2,
             "layer": kept.again,
             "casts": max(cast, cast * (layers - redone)),
@@ -156,18 +145,18 @@ def weigh(spec: RunSpec, shape: Shape, card: Card, work: Work, *, recompute: str
         },
         # it ends, in the first layer: all gradients are there but that of the embedding
         {
-            "gradients": at_once[0],
+            "gradients": grown.first,
             "layer": kept.work,
             "casts": cast,
             "scratch": scratch,
         },
-        {"gradients": at_once[1], "activations": tokens * boundary},
+        {"gradients": grown.end, "activations": tokens * boundary},
     ]
     for moment in moments_of_an_iteration:
         moment |= beside
         if "gradients" in spread.on_host:
             moment["gradients"] = 0.0
-    parts_of_run = {"weights": learned + sum(frozen.values()), "gradients": max(at_once), "optimiser": optimiser}
+    parts_of_run = {"weights": learned + sum(frozen.values()), "gradients": grown.most, "optimiser": optimiser}
     away = {name: size for name, size in parts_of_run.items() if name in spread.on_host}
     if "weights" in away:
         learned, frozen = 0.0, dict.fromkeys(frozen, 0.0)
@@ -175,7 +164,7 @@ def weigh(spec: RunSpec, shape: Shape, card: Card, work: Work, *, recompute: str
     return Memory(
         frozen=frozen,
         trained=learned,
-        gradients=0.0 if "gradients" in away else max(at_once),
+        gradients=0.0 if "gradients" in away else grown.most,
         optimiser=optimiser,
         paged=optimiser if spec.optim.name.startswith("paged") and not card.is_cpu else 0.0,
         at_peak=max(moments_of_an_iteration, key=lambda moment: sum(moment.values())),
@@ -187,11 +176,6 @@ def weigh(spec: RunSpec, shape: Shape, card: Card, work: Work, *, recompute: str
     )
 
 
-def _slack(layers: int, kept: float, row: float) -> float:
-    """What the heap of a CPU holds between tensors; a layer keeps `kept` bytes, and its input takes `row`."""
-    return min(SLACK_LAYERS, layers / 2) * kept if row < HEAP_BYTES else 0.0
-
-
 @dataclass(frozen=True)
 class State:
     """Bytes of what is trained, of all cards together."""
@@ -201,6 +185,45 @@ class State:
     weights: float
     optimiser: float
     """With the fp32 copies of weights that are in 16 bits only for the products."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Bytes of gradients on a card."""
+
+    held: float
+    """From the iteration before, or from the start."""
+    embedding: float
+    first: float
+    """When the first layer is done."""
+    end: float
+
+    @property
+    def most(self) -> float:
+        """The most that there are at a time."""
+        return max(self.first, self.end)
+
+
+def _gradients(
+    spec: RunSpec, shape: Shape, spread: Spread, state: State, embedding: float, *, whole: bool, compiled: bool
+) -> Gradients:
+    """Count those of all trained weights, of which the embedding's take `embedding` bytes."""
+    if spec.optim.in_backward:
+        of_layer = _gradients_of_layer(shape, state.weights, embedding, state.width, whole=whole, compiled=compiled)
+        tied = embedding if shape.tied else 0.0
+        return Gradients(0.0, embedding, tied + of_layer, max(embedding * (2 if shape.tied else 1), of_layer))
+    adding = spec.loop.accumulate > 1
+    stay = spread.whole_gradients or (spread.added_gradients and adding)
+    part = 1 if stay else spread.gradients
+    every, embedding = state.weights / part, embedding / part
+    # the embedding's come last, but those of a head that is the same weight first; buffers are there all the time
+    first = every if shape.tied or spread.whole_gradients else every - embedding
+    return Gradients(every if stay or adding else 0.0, embedding, first, every)
+
+
+def _slack(layers: int, kept: float, row: float) -> float:
+    """What the heap of a CPU holds between tensors; a layer keeps `kept` bytes, and its input takes `row`."""
+    return min(SLACK_LAYERS, layers / 2) * kept if row < HEAP_BYTES else 0.0
 
 
 def count_trained(spec: RunSpec, num_weights: int, formats: Formats, spread: Spread) -> State:
