@@ -103,6 +103,13 @@ def test_the_memory_of_a_process_on_a_cpu_is_what_was_predicted(rows):
     assert float(found[2]) == pytest.approx(float(found[1]), rel=0.4)
 
 
+def test_a_probe_that_would_fill_a_cpu_is_not_run(rows, capsys):
+    assert main(["plan", "--model", TINY, "--data", rows, "--probe", "data.max_length=50000000"]) == 1
+    said = capsys.readouterr().err
+    assert "The probe is not run" in said
+    assert "It fits with: data.max_length=" in said
+
+
 def test_probe_says_when_to_believe_it():
     spec = to_spec({"model": {"path": TINY, "lora": {}}, "data": {"train": "rows.json"}})
     card = Card("CPU", 64 * GIB, 1e10, 0.0, (1e10, 1e10), (1e10, 1e10), 1e10, is_cpu=True)

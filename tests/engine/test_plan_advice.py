@@ -127,6 +127,15 @@ def test_more_cards_are_advised_where_no_setting_helps():
     assert make_plan(spec, shape, find_card("4GB"), work_of(spec)).more_cards is None
 
 
+def test_advice_after_memory_ran_out_is_that_of_the_plan():
+    """Where the plan has said before that it does not fit, a change that only saves a good part would not suffice."""
+    spec = spec_of(LLAMA2, model={"quant": {"bits": 4}}, loop={"batch_size": 8})
+    plan = make_plan(spec, load_shape(LLAMA2), find_card("6GB"), work_of(spec))
+    words, _ = plan.change
+    assert f"It fits with: {' '.join(words)}" in advise(spec, plan)
+    assert len(words) > 2
+
+
 def test_advice_after_memory_ran_out_goes_with_the_strategy():
     spec = spec_of(strategy="fsdp", model={"recompute": "layers"}, loop={"batch_size": 8})
     plan = make_plan(spec, load_shape(LLAMA3), find_cards("4x24GB"), work_of(spec))

@@ -13,6 +13,7 @@ from xtuner.dataset.batch import Batch
 from xtuner.engine.memory import advise
 from xtuner.engine.optim import build_optimiser
 from xtuner.engine.plan.plan import Plan
+from xtuner.engine.plan.render import say_change
 from xtuner.engine.precision import choose_precision, find_device
 from xtuner.engine.step import train_step
 from xtuner.engine.strategy.single import Single
@@ -46,11 +47,16 @@ def probe(plan: Plan) -> Measured:
     """Load the model and train a few iterations of full rows of random tokens, as the plan says; nothing is saved.
 
     Raises:
-        UserError: the memory runs out, the objective is no plain training, or what `load_model` raises.
+        UserError: the memory runs out, or would on a CPU; the objective is no plain training; what `load_model` raises.
     """
     spec = plan.resolved()
     if spec.objective.name != "sft":
         raise UserError(f"--probe knows training on texts, not objective={spec.objective.name}.", "Leave --probe out.")
+    if plan.card.is_cpu and not plan.fits:
+        raise UserError(
+            "The probe is not run: by the plan the memory does not suffice, and a full system stops programs.",
+            say_change(plan),
+        )
     device = find_device()
     precision = choose_precision(spec, device)
     strategy = Single(device, precision)
