@@ -32,8 +32,8 @@ def checkpoint_bytes(model: nn.Module, spec: RunSpec) -> int:
 def advise(spec: RunSpec, plan: Plan | None = None) -> str:
     """Say what to type so that less memory is needed: the cheapest change that is left.
 
-    With a `plan`, what was held by class comes first; then what makes it fit if it did not fit by the plan either, else a
-    change that saves a good part.
+    With a `plan`, what was held by class comes first; then what makes it fit if by the plan it
+    did not, else a change that saves a good part.
     """
     if plan is None:
         changes = list_changes(spec, is_cpu=True)
