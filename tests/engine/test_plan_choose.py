@@ -101,6 +101,21 @@ def test_compilation_must_be_earned_back():
     assert not choose(spec, shape, cpu, Work(8192, 4096, 10_000)).compiled
 
 
+def test_a_run_is_compiled_where_only_that_fits():
+    """A million tokens on one H200: compiled layers keep less, which two iterations would not earn back."""
+    spec, shape, card = spec_of(model={"quant": {"bits": 4}}), load_shape(LLAMA3), find_card("H200")
+    work = Work(1_000_000, 1_000_000, 2)
+    options = {"spec": spec, "shape": shape, "card": card, "work": work}
+    for way in list_ways(spec, shape, card):
+        assert weigh(**options, recompute=way, compiled=False).need > card.memory
+    chosen = choose(spec, shape, card, work)
+    assert (chosen.recompute, chosen.compiled) == ("offload", True)
+    assert "would not fit otherwise" in chosen.why_compiled
+    assert make_plan(spec, shape, card, work).fits
+    assert not choose(spec, shape, card, work, can_compile=False).compiled
+    assert not choose(override_spec(spec, ["model.compile=false"]), shape, card, work).compiled
+
+
 def test_advice_makes_it_fit():
     shape = load_shape(LLAMA2)
     for gib, parts in [(16, {}), (8, {"loop": {"batch_size": 8}}), (24, {"model": {"lora": None}})]:
@@ -313,6 +328,8 @@ def test_what_waits_on_the_host_must_fit_there():
     work = Work(16384, 4096, 10)
     card = replace(of_size(25), host=64 * GIB)
     assert choose(spec_of(model={"compile": False}), load_shape(LLAMA3), card, work).recompute == "offload"
+    unseen = make_plan(spec_of(model={"recompute": "offload"}), load_shape(LLAMA3), of_size(25), work)
+    assert "GiB of host memory, if the machine has so much" in render_page(unseen, "x")
     full = replace(card, host=0.1 * GIB)
     assert choose(spec_of(model={"compile": False}), load_shape(LLAMA3), full, work).recompute == "layers"
     plan = make_plan(spec_of(model={"recompute": "offload"}), load_shape(LLAMA3), full, work)

@@ -30,14 +30,30 @@ class Chosen:
 
 
 def choose(spec: RunSpec, shape: Shape, card: Card, work: Work, *, can_compile: bool = True) -> Chosen:
-    """Decide what `model.recompute` and `model.compile` leave open ("auto")."""
+    """Decide what `model.recompute` and `model.compile` leave open ("auto").
+
+    Whether to compile is a matter of time, unless only the other way fits.
+    """
     compiled, why_compiled = _choose_compiled(spec, shape, card, work, can_compile)
+    chosen = _choose_recompute(spec, shape, card, work, compiled, why_compiled)
+    if spec.model.compile != "auto" or card.is_cpu or not can_compile:
+        return chosen
+
+    def suffices(way: Chosen) -> bool:
+        return _has_room(weigh(spec, shape, card, work, recompute=way.recompute, compiled=way.compiled), card)
+
+    if suffices(chosen):
+        return chosen
+    other = _choose_recompute(spec, shape, card, work, not compiled, "takes less memory, and would not fit otherwise")
+    return other if suffices(other) else chosen
+
+
+def _choose_recompute(spec: RunSpec, shape: Shape, card: Card, work: Work, compiled: bool, why_compiled: str) -> Chosen:
     if spec.model.recompute != "auto":
         return Chosen(spec.model.recompute, compiled, "", why_compiled)
 
     def fits(recompute: str | int) -> bool:
-        memory = weigh(spec, shape, card, work, recompute=recompute, compiled=compiled)
-        return memory.need * CHOICE_MARGIN <= card.memory and memory.host <= card.host
+        return _has_room(weigh(spec, shape, card, work, recompute=recompute, compiled=compiled), card)
 
     def seconds(recompute: str | int) -> float:
         return clock(spec, shape, card, work, recompute=recompute, compiled=compiled).seconds
@@ -55,6 +71,10 @@ def choose(spec: RunSpec, shape: Shape, card: Card, work: Work, *, can_compile: 
     memory = weigh(spec, shape, card, work, recompute="layers", compiled=compiled)
     why = "moments must go to the host all the same" if memory.least <= card.memory else "which does not suffice"
     return Chosen("layers", compiled, why, why_compiled)
+
+
+def _has_room(memory: Memory, card: Card) -> bool:
+    return memory.need * CHOICE_MARGIN <= card.memory and memory.host <= card.host
 
 
 def list_ways(spec: RunSpec, shape: Shape, card: Card) -> list[str | int]:

@@ -1,5 +1,6 @@
 """A plan as a page for a terminal, and as a few lines for the log of a run (no torch)."""
 
+import math
 from collections.abc import Iterator
 
 from xtuner.config.later import missing_parts
@@ -123,7 +124,8 @@ def _memory(plan: Plan) -> Iterator[str]:
     verdict = f"of {_gib(plan.card.memory)}: {_verdict(plan)}"
     yield f"        {'peak':<{width}}{_gib(memory.need):>6}  {verdict}"
     if memory.host:
-        free = "" if memory.host <= plan.card.host else f", and {_gib(plan.card.host)} are free"
+        unseen = ", if the machine has so much" if math.isinf(plan.card.host) else ""
+        free = unseen if memory.host <= plan.card.host else f", and {_gib(plan.card.host)} are free"
         yield f"        and {_gib(memory.host)} GiB of host memory{free}"
     if not plan.fits:
         yield f"        {say_change(plan)}"
