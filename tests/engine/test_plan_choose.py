@@ -11,8 +11,9 @@ import torch
 from xtuner.config.check import to_spec
 from xtuner.config.spec_override import override_spec
 from xtuner.engine.memory import advise
-from xtuner.engine.plan.card import GIB, Card, find_card, match_card
-from xtuner.engine.plan.choose import choose, find_change, fits, list_ways, weigh_chosen, work_of
+from xtuner.engine.plan.advice import find_change, work_of
+from xtuner.engine.plan.card import GIB, Card, find_card, find_cards, match_card
+from xtuner.engine.plan.choose import choose, fits, list_ways, weigh_chosen
 from xtuner.engine.plan.memory import weigh
 from xtuner.engine.plan.plan import make_plan
 from xtuner.engine.plan.render import render_lines, render_page
@@ -98,6 +99,21 @@ def test_compilation_must_be_earned_back():
     assert not choose(spec, shape, card, Work(8192, 4096, 10_000), can_compile=False).compiled
     cpu = Card("CPU", 64 * GIB, 1e10, 0.0, (1e10, 1e10), (1e10, 1e10), 1e10, is_cpu=True)
     assert not choose(spec, shape, cpu, Work(8192, 4096, 10_000)).compiled
+
+
+def test_a_run_is_compiled_where_only_that_fits():
+    """A million tokens on one H200: compiled layers keep less, which two iterations would not earn back."""
+    spec, shape, card = spec_of(model={"quant": {"bits": 4}}), load_shape(LLAMA3), find_card("H200")
+    work = Work(1_000_000, 1_000_000, 2)
+    options = {"spec": spec, "shape": shape, "card": card, "work": work}
+    for way in list_ways(spec, shape, card):
+        assert weigh(**options, recompute=way, compiled=False).need > card.memory
+    chosen = choose(spec, shape, card, work)
+    assert (chosen.recompute, chosen.compiled) == ("offload", True)
+    assert "would not fit otherwise" in chosen.why_compiled
+    assert make_plan(spec, shape, card, work).fits
+    assert not choose(spec, shape, card, work, can_compile=False).compiled
+    assert not choose(override_spec(spec, ["model.compile=false"]), shape, card, work).compiled
 
 
 def test_advice_makes_it_fit():
@@ -198,13 +214,37 @@ def test_unknown_models_say_what_is_missing(tmp_path):
         ("RTX-3060", "RTX 3060"),
         ("A100", "A100 40GB"),
         ("a100 80gb", "A100 80GB"),
+        ("a100-80g", "A100 80GB"),
+        ("A100-SXM4-80GB", "A100 80GB"),
+        ("a10040gb", "A100 40GB"),
+        ("H100 80GB", "H100"),
+        ("h100-pcie", "H100 PCIe"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+        ("RTX 4090 24GB", "RTX 4090"),
+        ("v100-16gb", "V100 with 16 GB"),
     ],
 )
 def test_cards_by_name(word, name):
     assert find_card(word).name == name
 
 
-@pytest.mark.parametrize("word", ["H300", "", "banana", "0GB", "5000GB"])
+@pytest.mark.parametrize(
+    ("word", "gib"), [("8GB", 8), ("8 GB", 8), ("8g", 8), ("8", 8), ("8192MB", 8), ("6.5GiB", 6.5), ("V100 16GB", 16)]
+)
+def test_cards_by_size(word, gib):
+    assert find_card(word).memory == gib * 0.98 * GIB
+
+
+def test_several_cards():
+    assert (find_cards("8xA100-80G").count, find_cards("8xA100-80G").name) == (8, "A100 80GB")
+    assert find_cards("2 x 24GB").count == 2
+    assert find_cards("H200") == find_card("H200")
+
+
+@pytest.mark.parametrize(
+    "word", ["H300", "", "banana", "0GB", "0", "5000GB", "-3GB", "2TB", "cpu", "mi300", "RTX 3060 Ti", "0xH200"]
+)
 def test_wrong_cards_are_refused(word):
     with pytest.raises(UserError) as caught:
         find_card(word)
@@ -218,6 +258,10 @@ def test_wrong_cards_are_refused(word):
         ("NVIDIA H200", 139, "H200"),
         ("NVIDIA A100-SXM4-80GB", 79, "A100 80GB"),
         ("NVIDIA L40S", 44, "L40S"),
+        ("NVIDIA L40", 44, "L40"),
+        ("NVIDIA H100 80GB HBM3", 79, "H100"),
+        ("NVIDIA H100 PCIe", 79, "H100 PCIe"),
+        ("NVIDIA RTX 6000 Ada Generation", 47, "RTX 6000 Ada"),
         ("NVIDIA GeForce RTX 4090", 23, "RTX 4090"),
         ("Something Else", 12, "RTX 3060"),
     ],
@@ -284,6 +328,8 @@ def test_what_waits_on_the_host_must_fit_there():
     work = Work(16384, 4096, 10)
     card = replace(of_size(25), host=64 * GIB)
     assert choose(spec_of(model={"compile": False}), load_shape(LLAMA3), card, work).recompute == "offload"
+    unseen = make_plan(spec_of(model={"recompute": "offload"}), load_shape(LLAMA3), of_size(25), work)
+    assert "GiB of host memory, if the machine has so much" in render_page(unseen, "x")
     full = replace(card, host=0.1 * GIB)
     assert choose(spec_of(model={"compile": False}), load_shape(LLAMA3), full, work).recompute == "layers"
     plan = make_plan(spec_of(model={"recompute": "offload"}), load_shape(LLAMA3), full, work)

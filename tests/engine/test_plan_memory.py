@@ -10,8 +10,8 @@ from xtuner.config.check import to_spec
 from xtuner.config.spec import OptimSpec
 from xtuner.engine import OPTIMISERS
 from xtuner.engine.optim import build_optimiser
+from xtuner.engine.plan.advice import find_change
 from xtuner.engine.plan.card import GIB, Card, find_card
-from xtuner.engine.plan.choose import find_change
 from xtuner.engine.plan.kept import TILE_NUMBERS, WAY_ACTIVATIONS
 from xtuner.engine.plan.memory import CHUNK_LOGITS, MOMENT_BYTES, TRAINED_CHUNK_LOGITS, moment_bytes, weigh
 from xtuner.engine.plan.plan import make_plan

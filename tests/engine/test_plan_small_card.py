@@ -5,8 +5,8 @@ import tiny
 import torch
 
 from xtuner.config.check import to_spec
+from xtuner.engine.plan.advice import find_change, list_changes
 from xtuner.engine.plan.card import GIB, find_card
-from xtuner.engine.plan.choose import find_change, list_changes
 from xtuner.engine.plan.memory import HEAD_SLAB, weigh
 from xtuner.engine.plan.shape import load_shape
 from xtuner.engine.plan.work import Work

@@ -124,12 +124,13 @@ def test_fp8_that_costs_too_much_is_refused(folder):
     ],
 )
 def test_settings_without_effect_are_said(folder, model, said):
-    [sentence] = idle_settings(spec_of(folder, "idle", model), CPU)
+    [sentence] = idle_settings(spec_of(folder, "idle", model), "a CPU", is_cpu=True, has_bfloat16=False)
     assert re.search(said, sentence)
 
 
 def test_nothing_is_said_of_settings_with_effect(folder, small):
-    assert list(idle_settings(spec_of(folder, "idle", {"quant": {"bits": 4, "head": True}}), CPU)) == []
+    spec = spec_of(folder, "idle", {"quant": {"bits": 4, "head": True}})
+    assert list(idle_settings(spec, "a CPU", is_cpu=True, has_bfloat16=False)) == []
     assert log_of(small).count("on a CPU everything is in host memory") == 1
 
 
@@ -138,8 +139,8 @@ def test_compiling_without_a_compiler_is_refused(folder, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
-        check_compiler(spec, CPU)
-    check_compiler(spec_of(folder, "plain", {}), CPU)
+        check_compiler(spec, is_cpu=True)
+    check_compiler(spec_of(folder, "plain", {}), is_cpu=True)
     (tmp_path / "g++").write_text("")
     (tmp_path / "g++").chmod(0o755)
-    check_compiler(spec, CPU)
+    check_compiler(spec, is_cpu=True)

@@ -65,6 +65,12 @@ KINDS: Mapping[str, Kind] = {
 }
 """model_type -> what is known. A kind that is not here is examined when it is loaded, and refused if it must be."""
 
+TIED = (
+    *("bloom", "cohere", "falcon", "gemma", "gemma2", "gemma3_text", "gpt_bigcode", "mamba", "minicpm", "minicpm3"),
+    *("starcoder2", "gpt2", "opt"),
+)
+"""Kinds whose output head is the embedding where config.json does not say it."""
+
 PACKED_BY: Mapping[str, str] = {
     "ours": "packed; samples in one row are exactly as if alone",
     "library": "the library's own; samples in one row are exactly as if alone",

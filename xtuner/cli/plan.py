@@ -1,14 +1,15 @@
 """Says what a run will take before it begins: memory by class, speed, time, disk. Loads no weights."""
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from xtuner.cli.launch import read_layout
 from xtuner.cli.train import check_one, load_bare, sort_words
 from xtuner.errors import UserError
 
 if TYPE_CHECKING:
     from xtuner.cli.load import LoadedRun
-    from xtuner.config.spec import RunSpec
     from xtuner.engine.plan.card import Card
 
 
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("words", nargs="*", metavar="CONFIG | key=value", help="a config, and settings of the run")
     parser.add_argument(
-        "--gpu", metavar="NAME", help="plan for this card (4090, A100, H200) or size (8GB), not for this machine"
+        "--gpu", metavar="NAME", help="plan for this card (4090, A100, 8xH200) or size (8GB), not for this machine"
     )
     parser.add_argument(
         "--probe", action="store_true", help="also run one iteration of the largest size here, and compare"
@@ -26,11 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--template", help="the chat template; found out from the model when it is left out")
     parser.add_argument("--bits", type=int, choices=(4, 8), help="store the frozen weights in so many bits (QLoRA)")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="settings of a 0.1.x config")
+    parser.add_argument("--strategy", help="how the run is spread over cards: auto, ddp, fsdp, deepspeed_zero2, ...")
+    parser.add_argument("--deepspeed", metavar="NAME", help="deepspeed_zero1, _zero2, _zero3, ..., or a JSON file")
     parser.set_defaults(resume=None)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; the exit code is 1 if the memory does not suffice."""
+    from xtuner.cli.spread import choose_strategy
+    from xtuner.engine.plan.check import check_plan
     from xtuner.engine.plan.plan import make_plan
     from xtuner.engine.plan.render import render_page
     from xtuner.engine.plan.shape import load_shape
@@ -38,11 +43,17 @@ def run(args: argparse.Namespace) -> int:
 
     if args.probe and args.gpu:
         raise UserError("--probe runs here, and --gpu plans for another card.", "Leave one of them out.", exit_code=2)
-    loaded = load(args)
-    spec = loaded.spec
+    join_unit(args)
     card = choose_card(args.gpu)
-    check_card(spec, card)
-    plan = make_plan(spec, load_shape(spec.model.path), card, estimate_work(spec))
+    if args.probe and card.count > 1:
+        raise UserError(
+            "--probe is one process.", "Leave it out, or do not set NPROC_PER_NODE and NNODES.", exit_code=2
+        )
+    loaded = load(args)
+    spec = choose_strategy(loaded.spec, args)
+    shape = load_shape(spec.model.path)
+    check_plan(spec, shape, card)
+    plan = make_plan(spec, shape, card, estimate_work(spec, card.count))
     print(render_page(plan, loaded.name), flush=True)
     if args.probe:
         from xtuner.engine.plan.probe import probe, render_probe
@@ -50,6 +61,14 @@ def run(args: argparse.Namespace) -> int:
         print("\nprobe   one iteration of the largest size ...", flush=True)
         print(render_probe(plan, probe(plan)))
     return 0 if plan.fits else 1
+
+
+def join_unit(args: argparse.Namespace) -> None:
+    """Take `8 GB` for one word, as people write it."""
+    units = [word for word in args.words if word.lower() in ("gb", "gib")]
+    if args.gpu and args.gpu.replace(".", "").isdecimal() and len(units) == 1:
+        args.words.remove(units[0])
+        args.gpu += units[0]
 
 
 def load(args: argparse.Namespace) -> "LoadedRun":
@@ -75,31 +94,24 @@ def load(args: argparse.Namespace) -> "LoadedRun":
     return load_run(configs[0], overrides=settings, cfg_options=args.cfg_options)
 
 
-def check_card(spec: "RunSpec", card: "Card") -> None:
-    """Refuse what a card cannot do at all.
-
-    Raises:
-        UserError: FP8 on a card without it.
-    """
-    quant = spec.model.quant
-    if quant is not None and quant.type == "fp8" and not card.fp8 and not card.is_cpu:
-        raise UserError(
-            f"{card.rates_of or card.name} cannot multiply FP8 with a scale for each row; Hopper (H100) and later can.",
-            "Use model.quant.bits=4, or leave model.quant out.",
-        )
-
-
 def choose_card(gpu: str | None) -> "Card":
-    """Return the card that is named, or what is here.
+    """Return the card that is named, or what is here; as many as are named, or as the variables of `train` say.
 
     Raises:
-        UserError: there is none of that name (exit code 2).
+        UserError: there is none of that name, or both say how many, and not the same (exit code 2).
     """
+    layout = read_layout()
+    count = layout.processes * layout.machines
     if gpu is not None:
-        from xtuner.engine.plan.card import find_card
+        from xtuner.engine.plan.card import find_cards
 
-        return find_card(gpu)
-    from xtuner.engine.plan.present import read_card
+        card = find_cards(gpu)
+        if count > 1 and card.count not in (1, count):
+            raise UserError(
+                f"--gpu says {card.count} cards, NPROC_PER_NODE and NNODES say {count}.", "Say it once.", exit_code=2
+            )
+        return replace(card, count=max(count, card.count))
+    from xtuner.engine.plan.present import read_card, share_host
     from xtuner.engine.precision import find_device
 
-    return read_card(find_device())
+    return share_host(replace(read_card(find_device()), count=count), layout.processes)

@@ -142,7 +142,9 @@ def load_bare(args: argparse.Namespace, settings: Sequence[str]) -> "LoadedRun":
 
     if not args.model or not args.data:
         missing = "--data FILE" if args.model else "--model FOLDER"
-        raise UserError(f"{missing} is missing.", "Type: xtuner train --model FOLDER --data FILE", exit_code=2)
+        raise UserError(
+            f"{missing} is missing.", f"Type: xtuner {args.argv[0]} --model FOLDER --data FILE", exit_code=2
+        )
     spec = override_spec(choose_spec(args.model, args.data, args.template, args.bits), settings)
     text = dump_yaml(spec)
     typed = Path(os.path.abspath(Path(args.model).expanduser()))  # a link keeps the name that was typed

@@ -38,12 +38,19 @@ def pick(table: Mapping[str, str], name: str, kind: str) -> Any:
     Raises:
         UserError: neither; names the nearest row.
     """
-    if name in table:
-        return Ref(table[name]).resolve()
-    if ":" in name:
-        return Ref(name).resolve()
-    hint = did_you_mean(name, table) or f"Known: {', '.join(sorted(table))}."
-    raise UserError(f"There is no {kind} called {name}.", hint)
+    check_name(table, name, kind)
+    return Ref(table.get(name, name)).resolve()
+
+
+def check_name(table: Mapping[str, str], name: str, kind: str) -> None:
+    """Make sure that `name` is a row of `table` or addresses something, without importing it.
+
+    Raises:
+        UserError: neither; names the nearest row.
+    """
+    if name not in table and ":" not in name:
+        hint = did_you_mean(name, table) or f"Known: {', '.join(sorted(table))}."
+        raise UserError(f"There is no {kind} called {name}.", hint)
 
 
 def build(table: Mapping[str, str], choice: Choice, kind: str, **given: Any) -> Any:

@@ -52,8 +52,11 @@ def build_run(spec: RunSpec, name: str, work: WorkDir, record: RunRecord, world:
     device = find_device()
     precision = choose_precision(spec, device)
     LOGGER.info(precision.why)
-    check_compiler(spec, device)
-    for sentence in idle_settings(spec, device):
+    is_cpu = device.type == "cpu"
+    check_compiler(spec, is_cpu=is_cpu)
+    native = not is_cpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    called = "a CPU" if is_cpu else torch.cuda.get_device_name(device)
+    for sentence in idle_settings(spec, called, is_cpu=is_cpu, has_bfloat16=native):
         LOGGER.info(sentence)
     strategy = build_strategy(spec, device, precision, world)
     objective = build(OBJECTIVES, spec.objective, "objective")

@@ -3,11 +3,11 @@
 from torch import nn
 
 from xtuner.config.spec import RunSpec
-from xtuner.config.spec_override import override_spec
-from xtuner.engine.plan.choose import list_changes, weigh_chosen, work_of
+from xtuner.engine.plan.advice import change, list_changes, work_of
+from xtuner.engine.plan.choose import weigh_chosen
 from xtuner.engine.plan.memory import moment_bytes
 from xtuner.engine.plan.plan import Plan
-from xtuner.engine.plan.render import render_classes
+from xtuner.engine.plan.render import render_classes, say_change
 
 WORTHWHILE = 0.92
 """A change is advised if it needs no more than this share of what was needed."""
@@ -32,15 +32,22 @@ def checkpoint_bytes(model: nn.Module, spec: RunSpec) -> int:
 def advise(spec: RunSpec, plan: Plan | None = None) -> str:
     """Say what to type so that less memory is needed: the cheapest change that is left.
 
-    With a `plan`, what was held by class comes first, and only a change is named that saves a good part of it.
+    With a `plan`, what was held by class comes first; then what makes it fit if by the plan it
+    did not, else a change that saves a good part.
     """
     if plan is None:
         changes = list_changes(spec, is_cpu=True)
         return f"Add {' '.join(changes[0])}" if changes else SMALLER
     spec = plan.resolved()
     held = f"By the plan it holds {render_classes(plan)} GiB."
-    for words in list_changes(spec, is_cpu=plan.card.is_cpu, tied=plan.shape.tied):
-        changed = override_spec(spec, words)
+    if not plan.fits and plan.change is not None:
+        return f"{held} {say_change(plan)}"
+    float16 = plan.formats.compute == "float16"
+    is_cpu, tied, cards = plan.card.is_cpu, plan.shape.tied, plan.card.count
+    for words in list_changes(spec, is_cpu=is_cpu, tied=tied, cards=cards, float16=float16):
+        changed = change(spec, plan.shape, plan.card, words)
+        if changed is None:
+            continue
         memory = weigh_chosen(changed, plan.shape, plan.card, work_of(changed, plan.work))
         if memory.need <= WORTHWHILE * plan.memory.need:
             share = 1 - memory.need / plan.memory.need

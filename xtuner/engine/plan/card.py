@@ -20,6 +20,14 @@ BANDWIDTH_SHARE = 0.9
 """The same for memory: 4.3 of 4.8 TB/s."""
 REPORTED = 0.98
 """Share of the memory in a card's name that programs can see."""
+NEAR = 0.15
+"""A size that differs by no more from a row's is that row's: of 24 GB programs see 22 to 23.6."""
+SIZE = re.compile(r"(\d{1,3}(?:\.\d+)?|\d{4,7}(?=\s*m))\s*(g|gb|gib|mb|mib)?", re.IGNORECASE)
+"""A size alone: without a unit it is in GB, and 4090 is none."""
+SIZE_INSIDE = re.compile(r"(?<![a-z0-9.])(\d{1,3})\s*(?:gb|gib|g)\b", re.IGNORECASE)
+"""A size beside a name."""
+WORDS_AROUND = re.compile(r"\b(nvidia|geforce|tesla|quadro|gpu|sxm\d?|hbm\d?e?|generation)\b|[^a-z0-9]")
+"""What drivers and shops write beside a name."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,8 @@ class Card:
     is_cpu: bool = False
     host: float = math.inf
     """Bytes of host memory that are free for the run, where that is known."""
+    count: int = 1
+    """So many of them share the run."""
     rates_of: str = ""
     """The card whose rates are taken because nobody knows those of this one."""
 
@@ -82,15 +92,18 @@ _ROWS: dict[str, _Row] = {
     "RTX A6000": _Row(47.4, 155, 768),
     "RTX 6000 Ada": _Row(47.5, 182, 960),
     "A10": _Row(22.0, 125, 600),
+    "A10G": _Row(22.0, 70, 600),
     "A30": _Row(23.6, 165, 933),
     "A40": _Row(44.3, 150, 696),
     "L4": _Row(22.0, 60, 300),
+    "L40": _Row(44.4, 181, 864),
     "L40S": _Row(44.4, 181, 864),
     "A100 40GB": _Row(39.4, 312, 1555),
     "A100 80GB": _Row(79.2, 312, 2039),
     "A800": _Row(79.2, 312, 2039),
     "H20": _Row(95.0, 148, 4000, 296),
     "H100": _Row(79.1, 989, 3350, 1979),
+    "H100 PCIe": _Row(79.1, 756, 2000, 1513),
     "H800": _Row(79.1, 989, 3350, 1979),
     "H200": _Row(139.8, 989, 4800, 1979),
     "B200": _Row(178.0, 2250, 8000, 4500),
@@ -101,27 +114,45 @@ _TYPICAL |= {40: "A100 40GB", 80: "A100 80GB", 96: "H20", 144: "H200", 192: "B20
 
 
 def find_card(word: str) -> Card:
-    """Return the card that `word` names: `H200`, `4090`, `rtx-3060`, or only a size: `8GB`.
+    """Return the card that `word` names: `H200`, `4090`, `a100-40g`, `Tesla T4`, or only a size: `8GB`, `8192MB`, `8`.
 
     Raises:
         UserError: there is none of that name; names the nearest (exit code 2).
     """
-    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gb|gib|g)", word.strip(), re.IGNORECASE)
-    if size:
-        return _card_of_size(float(size[1]), word.strip())
-    plain = {_plain(name): name for name in _ROWS}
-    asked = _plain(word)
-    found = [name for key, name in plain.items() if asked and asked in (key, key.removeprefix("rtx"))]
-    # `A100`: the first row is the smaller one, so nothing is promised that only the larger one holds
-    found = found or [name for name in _ROWS if asked and asked == _bare(name)]
+    if word.strip().lower() == "cpu":
+        raise UserError("Only the CPU that is here can be timed.", "Leave --gpu out on a machine without a card.", 2)
+    if size := SIZE.fullmatch(word.strip()):
+        gib = float(size[1]) / (1024 if (size[2] or "").lower().startswith("m") else 1)
+        return _card_of_size(gib, word.strip())
+    sizes = [float(number) for number in SIZE_INSIDE.findall(word)]
+    asked = "".join(WORDS_AROUND.sub(" ", SIZE_INSIDE.sub(" ", word.lower())).split())
+    plain = _plain(asked)
+    found = [name for name in _ROWS if plain and plain in (_bare(name), _plain(name), f"rtx{_bare(name)}")]
+    found = found or [name for name in _ROWS if _plain(word) == _plain(name)]  # `a10040gb`
     if not found:
-        hint = did_you_mean(asked, [*plain, *(key.removeprefix("rtx") for key in plain)])
+        hint = did_you_mean(word, _ROWS)
         raise UserError(
-            f"There is no card {word} in the table.",
-            hint or f"Give its memory, for example --gpu 24GB, or one of: {', '.join(_ROWS)}.",
+            f"There is no card {word or 'without a name'} in the table.",
+            f"{hint} Any card can be given by its memory: --gpu 24GB".strip(),
             exit_code=2,
         )
-    return _card(found[0])
+    if not sizes:
+        # `A100`: the first row is the smaller one, so nothing is promised that only the larger one holds
+        return _card(found[0])
+    best = min(found, key=lambda name: abs(_ROWS[name].gib - sizes[0]))
+    if abs(_ROWS[best].gib / sizes[0] - 1) <= NEAR:
+        return _card(best)
+    return replace(_card(best), name=f"{best} with {sizes[0]:g} GB", memory=_memory(sizes[0], word))
+
+
+def find_cards(word: str) -> Card:
+    """Return the card that `word` names, and how many of them: `8xA100`; without a number it is one.
+
+    Raises:
+        UserError: there is none of that name (exit code 2).
+    """
+    count = re.fullmatch(r"([1-9]\d{0,3})\s*[x*]\s*(\S.*)", word.strip(), re.IGNORECASE)
+    return replace(find_card(count[2]), count=int(count[1])) if count else find_card(word)
 
 
 def match_card(device: str, memory: float) -> Card:
@@ -129,14 +160,13 @@ def match_card(device: str, memory: float) -> Card:
 
     One that is not in the table gets the rates of a usual card of its size, and says so.
     """
-    words = _plain(device)
-    inside = [name for name in _ROWS if _bare(name) in words]
+    inside = [name for name in _ROWS if _is_inside(name, device)]
     if inside:
-        longest = max(len(_bare(name)) for name in inside)  # L40S is no L4
+        longest = max(len(_bare(name)) for name in inside)  # L40S is no L40
         twins = [name for name in inside if len(_bare(name)) == longest]
         best = min(twins, key=lambda name: abs(_ROWS[name].gib * GIB - memory))
         return replace(_card(best), name=device, memory=memory)
-    return replace(_card_of_size(memory / GIB, device), name=device, memory=memory)
+    return replace(_card_of_size(max(memory / GIB, 1), device), name=device, memory=memory)
 
 
 def _bare(name: str) -> str:
@@ -144,15 +174,27 @@ def _bare(name: str) -> str:
     return re.sub(r"(40|80)gb$", "", _plain(name)).removeprefix("rtx")
 
 
+def _is_inside(name: str, device: str) -> bool:
+    """Whether a driver's name has that of a row in it, with no further digit: L40 is no L4."""
+    words = re.sub(r"^RTX | (40|80)GB$", "", name).split()
+    return re.search("[^a-z0-9]*".join(words) + r"(?!\d)", device, re.IGNORECASE) is not None
+
+
 def _plain(text: str) -> str:
     return re.sub(r"[^a-z0-9]", "", text.lower().replace("nvidia", "").replace("geforce", ""))
 
 
-def _card_of_size(gib: float, name: str) -> Card:
+def _memory(gib: float, name: str) -> float:
+    """Bytes that programs see of a card with a size in its name."""
     if not 1 <= gib <= 1024:
         raise UserError(f"{name} is no size of a card.", "Give for example --gpu 24GB.", exit_code=2)
+    return gib * REPORTED * GIB
+
+
+def _card_of_size(gib: float, name: str) -> Card:
+    memory = _memory(gib, name)
     typical = _TYPICAL[min(_TYPICAL, key=lambda size: abs(size - gib))]
-    return replace(_card(typical), name=f"a card with {gib:g} GB", memory=gib * REPORTED * GIB, rates_of=typical)
+    return replace(_card(typical), name=f"a card with {gib:g} GB", memory=memory, rates_of=typical)
 
 
 def _card(name: str) -> Card:

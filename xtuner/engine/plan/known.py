@@ -74,6 +74,15 @@ MORE: Mapping[str, Mapping[str, Any]] = {
 }
 """What these tell beside `FIELDS`."""
 
+_LLAMA = {"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32}
+LEFT_OUT: Mapping[str, Mapping[str, int]] = {
+    "llama": {**_LLAMA, "intermediate_size": 11008, "vocab_size": 32000},
+    "mistral": {**_LLAMA, "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 32000},
+    "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208},
+}
+"""What config.json files of models that see leave out of what they say about their language model: the values that
+transformers has for its kind."""
+
 VARIANT = re.compile(
     r"-(chat|instruct|base|it|sft|hf|beta|200k|32k|128k|4k|v\d[\d.]*|bf16|intl|dpo)(?=-|$)", re.IGNORECASE
 )

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from xtuner.config.spec import RunSpec
+from xtuner.engine.plan.advice import find_change, find_more_cards
 from xtuner.engine.plan.card import Card
-from xtuner.engine.plan.choose import Chosen, choose, find_change, fits
+from xtuner.engine.plan.choose import Chosen, choose, fits
 from xtuner.engine.plan.formats import WIDTH, Formats, choose_formats
-from xtuner.engine.plan.memory import Memory, weigh
+from xtuner.engine.plan.memory import Memory, count_trained, weigh
 from xtuner.engine.plan.shape import Shape
 from xtuner.engine.plan.speed import COMPILE_SECONDS, Speed, clock
+from xtuner.engine.plan.spread import spread_of
 from xtuner.engine.plan.trained import Trained, find_trained
 from xtuner.engine.plan.work import Work
 
@@ -49,8 +51,8 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of full rows."""
-        return self.work.tokens / self.speed.seconds
+        """Of full rows, on all cards together."""
+        return self.card.count * self.work.tokens / self.speed.seconds
 
     @property
     def seconds(self) -> float | None:
@@ -63,6 +65,11 @@ class Plan:
     def change(self) -> tuple[list[str], Memory] | None:
         """The settings that would make it fit, and what it then needs."""
         return find_change(self.spec, self.shape, self.card, self.work)
+
+    @cached_property
+    def more_cards(self) -> tuple[int, list[str], Memory] | None:
+        """How many such cards hold it together, the settings for that, and what each then needs."""
+        return find_more_cards(self.spec, self.shape, self.card, self.work)
 
     def resolved(self) -> RunSpec:
         """Return the spec with what was left open decided."""
@@ -86,13 +93,15 @@ def make_plan(
         trained=find_trained(spec, shape),
         memory=memory,
         speed=clock(spec, shape, card, work, recompute=chosen.recompute, compiled=chosen.compiled),
-        disk=_disk(spec, shape, memory, work),
+        disk=_disk(spec, shape, card, work),
     )
 
 
-def _disk(spec: RunSpec, shape: Shape, memory: Memory, work: Work) -> Disk:
+def _disk(spec: RunSpec, shape: Shape, card: Card, work: Work) -> Disk:
     settings = spec.checkpoint
-    size = memory.trained + (memory.optimiser if settings.optimizer else 0)
+    formats = choose_formats(spec, is_cpu=card.is_cpu, has_bfloat16=card.has_bfloat16)
+    state = count_trained(spec, find_trained(spec, shape).weights, formats, spread_of(spec, card.count))
+    size = state.weights + (state.optimiser if settings.optimizer else 0)
     count = settings.keep
     if settings.every is None:
         count = 1 if settings.last else 0
@@ -101,5 +110,5 @@ def _disk(spec: RunSpec, shape: Shape, memory: Memory, work: Work) -> Disk:
         count = made if count is None else min(count, made)
     if settings.best is not None and count is not None:
         count += 1
-    adapter = memory.trained if spec.model.lora is not None else 0.0
+    adapter = state.weights if spec.model.lora is not None else 0.0
     return Disk(size, count, adapter, float(shape.num_parameters * WIDTH["bfloat16"]))

@@ -1,6 +1,5 @@
 """The device that is here, as a `Card`."""
 
-import importlib.util
 import os
 import time
 from collections.abc import Callable
@@ -29,9 +28,10 @@ def read_card(device: torch.device) -> Card:
     return replace(found, has_bfloat16=native, host=float(free_memory()))
 
 
-def can_compile() -> bool:
-    """Whether torch.compile has what it makes kernels with."""
-    return importlib.util.find_spec("triton") is not None
+def share_host(card: Card, processes: int) -> Card:
+    """Return `card` for one of so many processes of this machine, which have its host memory in common."""
+    memory = card.memory / processes if card.is_cpu else card.memory
+    return replace(card, memory=memory, host=card.host / processes)
 
 
 def free_memory() -> int:

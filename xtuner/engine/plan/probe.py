@@ -13,6 +13,7 @@ from xtuner.dataset.batch import Batch
 from xtuner.engine.memory import advise
 from xtuner.engine.optim import build_optimiser
 from xtuner.engine.plan.plan import Plan
+from xtuner.engine.plan.render import say_change
 from xtuner.engine.precision import choose_precision, find_device
 from xtuner.engine.step import train_step
 from xtuner.engine.strategy.single import Single
@@ -29,6 +30,10 @@ MOST_ITERATIONS = 2
 """Of a step: from the second on, gradients are there from the beginning."""
 
 
+APART = 0.15
+"""From so much on prediction and measurement differ."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """`peak` bytes of tensors, `reserved` with what the allocator holds beside them (0: not known), and seconds."""
@@ -42,11 +47,16 @@ def probe(plan: Plan) -> Measured:
     """Load the model and train a few iterations of full rows of random tokens, as the plan says; nothing is saved.
 
     Raises:
-        UserError: the memory runs out, the objective is no plain training, or what `load_model` raises.
+        UserError: the memory runs out, or would on a CPU; the objective is no plain training; what `load_model` raises.
     """
     spec = plan.resolved()
     if spec.objective.name != "sft":
         raise UserError(f"--probe knows training on texts, not objective={spec.objective.name}.", "Leave --probe out.")
+    if plan.card.is_cpu and not plan.fits:
+        raise UserError(
+            "The probe is not run: by the plan the memory does not suffice, and a full system stops programs.",
+            say_change(plan),
+        )
     device = find_device()
     precision = choose_precision(spec, device)
     strategy = Single(device, precision)
@@ -97,7 +107,7 @@ def make_batch(plan: Plan, tokens: int) -> Batch:
 
 def render_probe(plan: Plan, measured: Measured) -> str:
     """Set prediction and measurement side by side."""
-    predicted = plan.memory.peak
+    predicted = plan.memory.peak + plan.memory.slack
     rows = [("", "predicted", "measured")]
     if measured.peak > 0:
         rows.append(("peak, GiB", f"{predicted / GIB:.2f}", _beside(measured.peak / GIB, predicted / GIB, ".2f")))
@@ -105,9 +115,12 @@ def render_probe(plan: Plan, measured: Measured) -> str:
     rows.append(("seconds", f"{seconds:.3f}", _beside(measured.seconds, seconds, ".3f")))
     lines = [f"        {title:<10} {left:>9}  {right}" for title, left, right in rows]
     if measured.peak > 0 and not measured.reserved:
-        lines.append("        Measured is what the process holds, with what its allocator keeps for later.")
+        lines.append("        Measured is what the process holds beside the program, with what its allocator keeps.")
     if measured.reserved:
         lines.append(f"        With what the allocator keeps for later it is {measured.reserved / GIB:.2f} GiB.")
+    apart = max(abs(measured.seconds / seconds - 1), abs(measured.peak / predicted - 1) if measured.peak > 0 else 0.0)
+    if apart > APART:
+        lines.append(f"        They are more than {APART:.0%} apart: for this run believe the measurement.")
     return "\n".join(lines)
 
 

@@ -1,19 +1,27 @@
 """A plan as a page for a terminal, and as a few lines for the log of a run (no torch)."""
 
+import math
 from collections.abc import Iterator
 
+from xtuner.config.later import missing_parts
+from xtuner.engine.idle import idle_settings
 from xtuner.engine.plan.card import GIB
+from xtuner.engine.plan.kept import recomputed_layers
 from xtuner.engine.plan.plan import Plan
 from xtuner.engine.plan.shape import describe_shape
+from xtuner.engine.plan.spread import spread_of
 from xtuner.engine.plan.trained import is_trained_whole
+from xtuner.engine.plan.work import sequence_parts
 
 TITLES = {
     "gradients": "gradients",
     "activations": "activations",
     "layer": "the layer at work",
-    "logits": "logits, a chunk",
-    "casts": "weights, cast",
+    "logits": "a chunk of logits",
+    "casts": "cast weights",
     "scratch": "a weight in full",
+    "together": "layers put together",
+    "messages": "buffers for messages",
 }
 LEAST_SHOWN = 5e-4
 
@@ -28,8 +36,8 @@ def render_lines(plan: Plan) -> list[str]:
     """Return the plan in a few lines, for the start of a run."""
     memory = plan.memory
     lines = [
-        f"Plan: {_gib(memory.need)} GiB of {_gib(plan.card.memory)} ({render_classes(plan)}); "
-        f"about {_round(plan.tokens_per_second)} tokens/s{_time(plan)}",
+        f"Plan: {_gib(memory.need)} GiB of {_gib(plan.card.memory)}{_each(plan)} ({render_classes(plan)}); "
+        f"about {_round(plan.tokens_per_second)} tokens/s{_time(plan)}; disk: {_checkpoints(plan)}",
         f"Recompute: {_recompute(plan)}; compile: {_compiled(plan)}",
     ]
     if not plan.fits:
@@ -39,6 +47,11 @@ def render_lines(plan: Plan) -> list[str]:
 
 def say_change(plan: Plan) -> str:
     """Say which settings make a plan fit."""
+    if plan.change is None and plan.more_cards is not None:
+        count, words, memory = plan.more_cards
+        return (
+            f"It fits on {count} such cards (NPROC_PER_NODE={count}) with: {' '.join(words)} ({_gib(memory.need)} GiB)"
+        )
     if plan.change is None:
         return "No setting makes it fit: use a smaller model, or a card with more memory."
     words, memory = plan.change
@@ -47,7 +60,12 @@ def say_change(plan: Plan) -> str:
 
 def _where(plan: Plan) -> str:
     rates = f" (speed: {plan.card.rates_of})" if plan.card.rates_of else ""
-    return f"{plan.card.name}{rates}"
+    many = f"{plan.card.count} {'processes on' if plan.card.is_cpu else 'x'} " if plan.card.count > 1 else ""
+    return f"{many}{plan.card.name}{rates}"
+
+
+def _each(plan: Plan) -> str:
+    return " on each" if plan.card.count > 1 else ""
 
 
 def _about(plan: Plan) -> Iterator[str]:
@@ -58,9 +76,22 @@ def _about(plan: Plan) -> Iterator[str]:
     yield f"learns  {_learns(plan)}"
     rows = "one row" if spec.loop.batch_size == 1 else f"{spec.loop.batch_size} rows"
     steps = f", an optimiser step every {spec.loop.accumulate} iterations" if spec.loop.accumulate > 1 else ""
-    yield f"works   on {rows} at a time, {plan.work.tokens:,} tokens at most{steps}"
-    if spec.model.vision is not None:
-        yield "        The image encoder is not counted."
+    parts = sequence_parts(spec)
+    card = "" if plan.card.count == 1 else " on each card" if parts == 1 else f" on {parts} cards together"
+    yield f"works   on {rows} at a time{card}, {plan.work.tokens:,} tokens at most{_each(plan)}{steps}"
+    if words := spread_of(spec, plan.card.count).words:
+        yield f"spread  each card holds {words}"
+    yield from (f"note    {sentence}" for sentence in _notes(plan))
+
+
+def _notes(plan: Plan) -> Iterator[str]:
+    """Yield what a person who reads the numbers must know beside them."""
+    card = plan.card
+    yield from idle_settings(plan.spec, card.name, is_cpu=card.is_cpu, has_bfloat16=card.has_bfloat16)
+    if plan.spec.model.vision is not None:
+        yield "The image encoder is not counted."
+    for setting, what in missing_parts(plan.spec):
+        yield f"{setting}: this version cannot run {what} yet."
 
 
 def _learns(plan: Plan) -> str:
@@ -77,13 +108,14 @@ def _memory(plan: Plan) -> Iterator[str]:
     rows: list[tuple[str, float, str]] = [
         (f"weights, {name}", size, _stays(plan, name)) for name, size in memory.frozen.items() if size
     ]
-    kind = "weights" if is_trained_whole(plan.spec) else "adapter"
-    rows.append((f"{kind}, {'float32' if kind == 'adapter' else plan.formats.weights}", memory.trained, ""))
+    whole, halves = is_trained_whole(plan.spec), spread_of(plan.spec, plan.card.count).halves
+    stored = plan.formats.compute if halves else plan.formats.weights if whole else "float32"
+    rows.append((f"{'weights' if whole else 'adapter'}, {stored}", memory.trained, ""))
     rows.append((f"optimiser, {plan.spec.optim.name}", memory.optimiser, ""))
     for key, size in memory.at_peak.items():
         rows.append((TITLES[key], size, _note(plan, key, size)))
-    fixed = "the program itself" if plan.card.is_cpu else "CUDA context"
-    rows.append((fixed, memory.fixed, ""))
+    rows.append((_fixed(plan), memory.fixed, ""))
+    rows.append(("the allocator, beside tensors", memory.slack, ""))
     shown = [row for row in rows if row[1] / GIB >= LEAST_SHOWN or row[2]]
     width = max(len(title) for title, _, _ in shown) + 2
     yield f"memory  {'':<{width}}{'GiB':>6}"
@@ -92,10 +124,15 @@ def _memory(plan: Plan) -> Iterator[str]:
     verdict = f"of {_gib(plan.card.memory)}: {_verdict(plan)}"
     yield f"        {'peak':<{width}}{_gib(memory.need):>6}  {verdict}"
     if memory.host:
-        free = "" if memory.host <= plan.card.host else f", and {_gib(plan.card.host)} are free"
+        unseen = ", if the machine has so much" if math.isinf(plan.card.host) else ""
+        free = unseen if memory.host <= plan.card.host else f", and {_gib(plan.card.host)} are free"
         yield f"        and {_gib(memory.host)} GiB of host memory{free}"
     if not plan.fits:
         yield f"        {say_change(plan)}"
+
+
+def _fixed(plan: Plan) -> str:
+    return "the program itself" if plan.card.is_cpu else "CUDA context"
 
 
 def _verdict(plan: Plan) -> str:
@@ -106,7 +143,7 @@ def _verdict(plan: Plan) -> str:
 
 def _stays(plan: Plan, name: str) -> str:
     """Say why so much is not quantised."""
-    fused = any(linear.fused for linear in plan.shape.linears)
+    fused = plan.spec.model.quant is not None and any(linear.fused for linear in plan.shape.linears)
     return "experts too: they are one weight, which stays as it is" if fused and name == plan.formats.weights else ""
 
 
@@ -121,7 +158,9 @@ def _note(plan: Plan, key: str, size: float) -> str:
 
 
 def _outcome(plan: Plan) -> Iterator[str]:
-    yield f"speed   about {_round(plan.tokens_per_second)} tokens/s, {_duration(plan.speed.seconds)} an iteration"
+    beside = "; what cards send one another is not counted" if plan.card.count > 1 else ""
+    each = f"{_duration(plan.speed.seconds)} an iteration"
+    yield f"speed   about {_round(plan.tokens_per_second)} tokens/s, {each}{beside}"
     if plan.seconds is None:
         yield "time    depends on how much data there is (not read here)"
     else:
@@ -134,11 +173,14 @@ def _outcome(plan: Plan) -> Iterator[str]:
 
 
 def _disk(plan: Plan) -> str:
+    adapter = f", the adapter {_gib(plan.disk.adapter)}" if plan.disk.adapter else ""
+    return f"{_checkpoints(plan)}{adapter}; as one model for others {_gib(plan.disk.merged)}"
+
+
+def _checkpoints(plan: Plan) -> str:
     disk = plan.disk
     count = "every checkpoint" if disk.count is None else f"{disk.count} checkpoint{'s' if disk.count != 1 else ''}"
-    each = f"{count} of {_gib(disk.checkpoint)} GiB"
-    adapter = f", the adapter {_gib(disk.adapter)}" if disk.adapter else ""
-    return f"{each}{adapter}; as one model for others {_gib(disk.merged)}"
+    return f"{count} of {_gib(disk.checkpoint)} GiB"
 
 
 def _recompute(plan: Plan) -> str:
@@ -150,7 +192,7 @@ def _recompute(plan: Plan) -> str:
         "offload": f"the MLPs of all {layers} layers, the rest waits on the host",
         "offload_layers": f"all {layers} layers, their inputs wait on the host",
     }
-    said = words.get(str(chosen.recompute), f"{chosen.recompute} of {layers} layers")
+    said = words.get(str(chosen.recompute), f"{recomputed_layers(chosen.recompute, layers)} of {layers} layers")
     return f"{said} ({chosen.why_recompute or 'as asked for'})"
 
 
@@ -165,10 +207,12 @@ def render_classes(plan: Plan) -> str:
     parts = {
         "weights": sum(memory.frozen.values()) + memory.trained,
         "optimiser": memory.optimiser,
-        **memory.at_peak,
+        **{TITLES[title]: size for title, size in memory.at_peak.items()},
+        _fixed(plan): memory.fixed,
+        "the allocator": memory.slack,
     }
     largest = [(title, size) for title, size in parts.items() if size / GIB >= 0.05]
-    return ", ".join(f"{TITLES.get(title, title)} {_gib(size)}" for title, size in largest) or "little of anything"
+    return ", ".join(f"{title} {_gib(size)}" for title, size in largest)
 
 
 def _time(plan: Plan) -> str:

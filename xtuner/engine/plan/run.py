@@ -1,16 +1,20 @@
 """The plan of a run that is about to begin: its data is read, its device is here."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from xtuner.config.spec import RunSpec
+from xtuner.engine.idle import can_compile
 from xtuner.engine.plan.choose import Chosen, list_ways
 from xtuner.engine.plan.memory import weigh
 from xtuner.engine.plan.plan import Plan, make_plan
-from xtuner.engine.plan.present import can_compile, read_card
+from xtuner.engine.plan.present import read_card, share_host
 from xtuner.engine.plan.render import render_lines
 from xtuner.engine.plan.shape import load_shape
-from xtuner.engine.plan.work import Work
+from xtuner.engine.plan.work import Work, sequence_parts
 from xtuner.engine.strategy.world import World
 from xtuner.errors import UserError
 from xtuner.log import LOGGER
@@ -23,19 +27,19 @@ def plan_run(spec: RunSpec, device: torch.device, sizes: np.ndarray, num_iters: 
     strategy that gathers weights layer by layer would wait for ever otherwise.
     """
     largest = np.sort(sizes)[-spec.loop.batch_size :]
-    work = Work(int(largest.sum()), min(spec.data.max_length, int(largest[-1])), num_iters, is_exact=True)
+    tokens = math.ceil(int(largest.sum()) / sequence_parts(spec))
+    work = Work(tokens, min(spec.data.max_length, int(largest[-1])), num_iters, is_exact=True)
     try:
         shape = load_shape(spec.model.path)
     except UserError as error:
         LOGGER.info("No plan: %s", error.what)
         return None
-    plan = make_plan(spec, shape, read_card(device), work, can_compile=can_compile())
+    card = share_host(replace(read_card(device), count=world.size), world.local_size)
+    plan = make_plan(spec, shape, card, work, can_compile=can_compile())
     if world.size > 1 and spec.model.recompute == "auto":
         plan = _agree(plan, world)
     for line in render_lines(plan):
         LOGGER.info(line)
-    if world.size > 1:
-        LOGGER.info("The plan counts one card that holds everything; what a strategy spreads takes less.")
     return plan
 
 

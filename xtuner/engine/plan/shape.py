@@ -5,41 +5,24 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from xtuner.checkpoint.describe import HEADS, first_of, read_config, read_header, weight_files
-from xtuner.checkpoint.kind import KINDS, is_built_in
-from xtuner.engine.plan.known import find_known
+from xtuner.checkpoint.kind import KINDS, TIED, is_built_in
+from xtuner.engine.plan.known import LEFT_OUT, find_known
+from xtuner.engine.plan.linear import UNGATED, Experts, Latent, Linear, Place, Widths, usual_linears
 from xtuner.errors import UserError
 
-Place = Literal["attention", "attention_out", "mlp", "mlp_out"]
-"""Where the input of a linear layer comes from: a norm, the attention, a norm, the inside of the MLP."""
+__all__ = ["Linear", "Place", "Shape", "describe_shape", "load_shape", "read_shapes", "shape_of"]
 
 OUTS = ("o_proj", "wo", "dense", "c_proj", "out_proj", "down_proj", "dense_4h_to_h", "w2", "fc2")
 """Layers that lead back to the width of the model."""
-INNERS = ("intermediate_size", "ffn_hidden_size", "n_inner", "moe_intermediate_size")
-UNGATED = ("bloom", "falcon", "gpt_bigcode", "starcoder2", "gpt2", "gpt_neox", "phi", "opt")
+INNERS = ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim", "moe_intermediate_size")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+MOST = 2**31
+"""No size of a model is larger."""
 EYES = re.compile(r"(^|\.)(vision_tower|vision_model|visual|vision|multi_modal_projector|mlp1)\.")
 LAYER = re.compile(r"\.(\d+)\.")
-
-
-@dataclass(frozen=True)
-class Linear:
-    """Linear layers of one name and size. `count` of them are in the model; a token runs through `share` of these."""
-
-    name: str
-    outputs: int
-    inputs: int
-    count: int
-    place: Place
-    share: float = 1.0
-    fused: bool = False
-    """Part of one weight of all experts, which is no linear layer to adapters and to quantisation."""
-
-    @property
-    def size(self) -> int:
-        """Weights of all of them."""
-        return self.outputs * self.inputs * self.count
 
 
 @dataclass(frozen=True)
@@ -128,30 +111,32 @@ def shape_of(config: Mapping[str, Any], source: str, shapes: Mapping[str, tuple[
         UserError: a size is missing; names it.
     """
     kind = str(config.get("model_type") or "")
+    inside = first_of(config, "text_config", "llm_config")  # of a model that sees; its sizes are in `config` already
+    speaks = str(inside.get("model_type") or "") if isinstance(inside, dict) else kind
+    config = {key: value for key, value in config.items() if value is not None}
+    if speaks != kind:
+        config = {**LEFT_OUT.get(speaks, {}), **config}
     hidden = _size(config, source, "hidden_size", "n_embd", "d_model")
     layers = _size(config, source, "num_hidden_layers", "num_layers", "n_layer")
     heads = _size(config, source, "num_attention_heads", "n_head")
     vocabulary = _size(config, source, "padded_vocab_size", "vocab_size")
-    key_heads = first_of(config, "num_key_value_heads", "multi_query_group_num", "num_kv_heads")
-    if key_heads is None:
-        key_heads = 1 if config.get("multi_query") is True else heads
-    head_size = first_of(config, "head_dim", "kv_channels") or hidden // heads
-    if config.get("kv_lora_rank"):
-        key_heads = heads
-        head_size = int(config.get("qk_nope_head_dim") or 0) + int(config.get("qk_rope_head_dim") or 0) or head_size
-    experts = first_of(config, "num_local_experts", "num_experts", "n_routed_experts") or 0
-    chosen = first_of(config, "num_experts_per_tok", "moe_topk") or (1 if experts else 0)
-    inner = int(first_of(config, *INNERS) or 4 * hidden)
+    key_heads = _key_heads(config, source, kind, heads)
+    head_size = _size(config, source, "head_dim", "kv_channels", default=max(1, hidden // heads))
+    latent = _latent(config, source)
+    if latent is not None:
+        key_heads, head_size = heads, latent.plain + latent.rotated
+    inner = _size(config, source, *INNERS, default=4 * hidden)
     if kind == "qwen":
         inner //= 2
-    fused = bool(experts) and not is_built_in(kind)
+    experts = _experts(config, source, layers, inner)
     if shapes:
-        linears = _count_linears(shapes, hidden, chosen / experts if experts else 1.0, fused)
-        inner = round(sum(x.inputs * x.count * x.share for x in linears if x.place == "mlp_out") / layers) or inner
+        share = experts.chosen / experts.count if experts else 1.0
+        linears = _count_linears(shapes, hidden, share, experts is not None and not is_built_in(kind))
     else:
-        linears = _usual_linears(kind, layers, hidden, heads * head_size, key_heads * head_size, inner, experts, chosen)
-        inner *= max(chosen, 1)
-    tied = bool(config.get("tie_word_embeddings")) or bool(shapes and not _has_head(shapes))
+        widths = Widths(kind, layers, hidden, heads * head_size, key_heads * head_size, inner, heads, latent, experts)
+        linears = usual_linears(widths)
+    inner = round(sum(x.inputs * x.count * x.share for x in linears if x.place == "mlp_out") / layers) or inner
+    tied = bool(config.get("tie_word_embeddings", speaks in TIED)) or bool(shapes and not _has_head(shapes))
     counted = sum(math.prod(shape) for shape in shapes.values())
     matrices = sum(linear.size for linear in linears) + vocabulary * hidden * (1 if tied else 2)
     targets = KINDS[kind].targets if kind in KINDS else ()
@@ -161,8 +146,8 @@ def shape_of(config: Mapping[str, Any], source: str, shapes: Mapping[str, tuple[
         layers=layers,
         hidden=hidden,
         heads=heads,
-        key_heads=int(key_heads),
-        head_size=int(head_size),
+        key_heads=key_heads,
+        head_size=head_size,
         inner=inner,
         vocabulary=vocabulary,
         linears=tuple(linears),
@@ -184,11 +169,75 @@ def describe_shape(shape: Shape) -> str:
     )
 
 
-def _size(config: Mapping[str, Any], source: str, *keys: str) -> int:
-    value = first_of(config, *keys)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"The config.json of {source} does not say {keys[0]}.", "Download or copy the model again.")
+def _size(config: Mapping[str, Any], source: str, *keys: str, default: int | None = None, least: int = 1) -> int:
+    """Return the first of `keys` that has a value.
+
+    Raises:
+        UserError: none has, and there is no `default`; or it is no size.
+    """
+    key = next((key for key in keys if config.get(key) is not None), None)
+    if key is None:
+        if default is None:
+            raise UserError(f"The config.json of {source} does not say {keys[0]}.", "Download or copy the model again.")
+        return default
+    value = config[key]
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
+        raise UserError(
+            f"The config.json of {source} says that {key} is {value!r}, which is no size.",
+            "Download or copy the model again.",
+        )
     return value
+
+
+def _key_heads(config: Mapping[str, Any], source: str, kind: str, heads: int) -> int:
+    """Return how many heads have keys and values of their own."""
+    one = config.get("multi_query") is True
+    if one and kind == "falcon" and not config.get("new_decoder_architecture"):
+        return 1  # its num_kv_heads counts only in the newer form
+    keys = ["num_key_value_heads", "multi_query_group_num", "num_kv_heads"]
+    if config.get("multi_query_attention") is False:
+        keys.remove("multi_query_group_num")
+    found = _size(config, source, *keys, default=1 if one else heads)
+    if heads % found:
+        raise UserError(
+            f"The config.json of {source} says that {heads} heads share the keys of {found}, which do not divide them.",
+            "Download or copy the model again.",
+        )
+    return found
+
+
+def _latent(config: Mapping[str, Any], source: str) -> Latent | None:
+    if not config.get("kv_lora_rank"):
+        return None
+    names = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    plain, rotated, value = (_size(config, source, name) for name in names)
+    rank = _size(config, source, "q_lora_rank", default=0, least=0)
+    return Latent(_size(config, source, "kv_lora_rank"), rank, plain, rotated, value)
+
+
+def _experts(config: Mapping[str, Any], source: str, layers: int, inner: int) -> Experts | None:
+    """Return what config.json says of experts; the first layers, or some, may have none."""
+    count = _size(config, source, *EXPERTS, default=0, least=0)
+    if not count:
+        return None
+    chosen = _size(config, source, "num_experts_per_tok", "moe_topk", default=1)
+    if chosen > count:
+        raise UserError(
+            f"The config.json of {source} gives a token to {chosen} of {count} experts.",
+            "Download or copy the model again.",
+        )
+    width = _size(config, source, "moe_intermediate_size", default=inner)
+    many = _size(config, source, "n_shared_experts", default=0, least=0)
+    shared = _size(config, source, "shared_expert_intermediate_size", default=many * width, least=0)
+    first = _size(config, source, "first_k_dense_replace", default=0, least=0)
+    every = _size(config, source, "moe_layer_freq", default=1)
+    step = _size(config, source, "decoder_sparse_step", default=1)
+    plain = config.get("mlp_only_layers") or []
+    has = [
+        n >= first and n % every == 0 and (n + 1) % step == 0 and not (isinstance(plain, list) and n in plain)
+        for n in range(layers)
+    ]
+    return Experts(count, chosen, width, shared, sum(has))
 
 
 def _has_head(shapes: Iterable[str]) -> bool:
@@ -225,37 +274,3 @@ def _place(name: str, last: str, outputs: int, hidden: int) -> Place:
     if is_attention:
         return "attention_out" if is_out else "attention"
     return "mlp_out" if is_out else "mlp"
-
-
-def _usual_linears(
-    kind: str, layers: int, hidden: int, queries: int, keys: int, inner: int, experts: int, chosen: int
-) -> list[Linear]:
-    """Return the matrices that models of a kind have, under the names of `model.kind`."""
-    targets = KINDS[kind].targets if kind in KINDS else ()
-    gate = 1 if kind in UNGATED else 2
-    fused_qkv = next(
-        (name for name in ("wqkv", "W_pack", "query_key_value", "c_attn", "qkv_proj") if name in targets), ""
-    )
-    if fused_qkv:
-        rows = [(fused_qkv, queries + 2 * keys)]
-    else:
-        rows = [("q_proj", queries), ("k_proj", keys), ("v_proj", keys)]
-    found = [Linear(name, outputs, hidden, layers, "attention") for name, outputs in rows]
-    out = next((name for name in ("wo", "dense", "c_proj", "o_proj") if name in targets), "o_proj")
-    found.append(Linear(out, hidden, queries, layers, "attention_out"))
-    if "w3" in targets:
-        ups, down = [("w1", inner), ("w3", inner)], "w2"
-    elif kind == "qwen":
-        ups, down = [("w1", inner), ("w2", inner)], "c_proj"
-    elif "dense_h_to_4h" in targets:
-        ups, down = [("dense_h_to_4h", gate * inner)], "dense_4h_to_h"
-    elif "c_fc" in targets:
-        ups, down = [("c_fc", inner)], "c_proj"
-    elif "gate_up_proj" in targets:
-        ups, down = [("gate_up_proj", 2 * inner)], "down_proj"
-    else:
-        ups, down = [("gate_proj", inner), ("up_proj", inner)], "down_proj"
-    count, share = layers * max(experts, 1), chosen / experts if experts else 1.0
-    is_fused = bool(experts) and not is_built_in(kind)
-    found += [Linear(name, outputs, hidden, count, "mlp", share, is_fused) for name, outputs in ups]
-    return [*found, Linear(down, hidden, inner, count, "mlp_out", share, is_fused)]

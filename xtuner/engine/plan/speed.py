@@ -8,6 +8,7 @@ from xtuner.engine.plan.formats import WIDTH, choose_formats
 from xtuner.engine.plan.kept import TILE_NUMBERS, Layer, keep, kept_by_layer, recomputed_layers
 from xtuner.engine.plan.memory import moment_bytes
 from xtuner.engine.plan.shape import Shape
+from xtuner.engine.plan.spread import spread_of
 from xtuner.engine.plan.trained import find_trained, is_trained_whole
 from xtuner.engine.plan.work import Work
 
@@ -103,5 +104,5 @@ def clock(spec: RunSpec, shape: Shape, card: Card, work: Work, *, recompute: str
     # a weight is read and written, its gradient read, its moments read and written
     width = WIDTH[formats.weights] if whole else 4
     step_bytes = trained.weights * (3 * width + 2 * moment_bytes(spec.optim.name, width))
-    step = step_bytes / card.bandwidth / spec.loop.accumulate
+    step = step_bytes / spread_of(spec, card.count).optimiser / card.bandwidth / spec.loop.accumulate
     return Speed(products, attention, others, step)

@@ -24,18 +24,24 @@ class Work:
 
 
 def row_of(spec: RunSpec) -> tuple[int, int]:
-    """Return the tokens of the largest micro-batch that a spec allows, and of its longest segment."""
+    """Return the tokens of the largest micro-batch that a spec allows a card, and of its longest segment."""
     longest = spec.data.max_length
     pack = max(longest, spec.data.pack_length or 0) if spec.data.pack else longest
     if spec.objective.name in ("dpo", "orpo", "reward"):  # pairs of answers are never parted
         pack = max(pack, 2 * longest)
-    return spec.loop.batch_size * pack, longest
+    return math.ceil(spec.loop.batch_size * pack / sequence_parts(spec)), longest
 
 
-def estimate_work(spec: RunSpec) -> Work:
-    """Say what a spec will do before its data is read; iterations from the sizes of data files on this machine."""
+def estimate_work(spec: RunSpec, cards: int = 1) -> Work:
+    """Say what each of `cards` cards will do before data is read; iterations from the sizes of files that are here."""
     tokens, segment = row_of(spec)
-    return Work(tokens, segment, _iterations(spec, tokens))
+    return Work(tokens, segment, _iterations(spec, tokens * cards))
+
+
+def sequence_parts(spec: RunSpec) -> int:
+    """Return how many cards share each row."""
+    size = spec.strategy.options.get("sequence_parallel_size", 1)
+    return size if isinstance(size, int) and size > 0 else 1
 
 
 def _iterations(spec: RunSpec, tokens: int) -> int | None:
