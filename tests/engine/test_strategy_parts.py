@@ -27,7 +27,7 @@ from xtuner.engine.strategy.parallel import checksum
 from xtuner.engine.strategy.sequence import Ulysses
 from xtuner.engine.strategy.unpickle import only_data
 from xtuner.engine.strategy.world import World
-from xtuner.engine.strategy.zero_config import check_tiles, cost_alone, fill_config
+from xtuner.engine.strategy.zero_config import check_tiles, cost_alone, drop_sections, fill_config
 from xtuner.errors import UserError
 from xtuner.model.attention import PACKED
 from xtuner.model.families.deepseek_moe import DeepseekConfig, DeepseekForCausalLM
@@ -138,8 +138,22 @@ def test_auto_is_filled_in_one_place():
     assert config["gradient_clipping"] == "auto"  # the caller's is as it was
     with pytest.raises(UserError, match=r"zero_optimization\.sub_group_size"):
         fill_config({"zero_optimization": {"sub_group_size": "auto"}}, spec, BFLOAT16, 4, 100)
-    with pytest.raises(UserError, match="a section optimizer"):
-        fill_config({"optimizer": {"type": "Adam"}}, spec, BFLOAT16, 4, 100)
+
+
+def test_sections_that_leave_all_to_the_run_are_left_out():
+    left = {
+        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}},
+        "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": "auto"}},
+    }
+    assert drop_sections({**left, "zero_optimization": {"stage": 2}}) == {"zero_optimization": {"stage": 2}}
+    for section in (
+        {"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}},
+        {"optimizer": {"type": "OneBitAdam", "params": {"lr": "auto"}}},
+        {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 100}}},
+        {"curriculum_learning": {"enabled": True}},
+    ):
+        with pytest.raises(UserError, match=f"a section {next(iter(section))}, which has no effect"):
+            drop_sections(section)
 
 
 def test_tiles_do_not_go_with_zero_3():

@@ -122,8 +122,11 @@ def build_run(spec: RunSpec, name: str, work: WorkDir, record: RunRecord, world:
     check_rotary(base_model(model).config, spec.data.max_length, packed=packed)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # type: ignore[operator]
         check_vocabulary(model, data.train.highest_id(), spec.model.tokenizer or spec.model.path)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    num_trained = sum(parameter.numel() for parameter in trained)  # before some of it goes to other cards
+    work.require_space(checkpoint_bytes(trained, spec, float32=strategy.keeps_float32))
+    del trained  # where weights are spread, the whole ones go
     model = strategy.place(model, lambda placed: build_optimiser(spec.optim, placed, seed))
-    work.require_space(checkpoint_bytes(model, spec))
     run = Run(
         spec=spec,
         name=name,
@@ -159,14 +162,13 @@ def build_run(spec: RunSpec, name: str, work: WorkDir, record: RunRecord, world:
             *extras,
         ],
     )
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     LOGGER.info(
         "%d iteration%s (%d per epoch), %d per optimiser step; %s trained weights, %s",
         num_iters,
         "" if num_iters == 1 else "s",
         order.iters_per_epoch,
         spec.loop.accumulate,
-        f"{trained:,}",
+        f"{num_trained:,}",
         spec.optim.name,
     )
     if checkpoint and meta:

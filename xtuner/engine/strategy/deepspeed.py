@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from xtuner.engine.strategy.base import Accept
 from xtuner.engine.strategy.parallel import Parallel, check_frozen, checksum, is_finite, quantised
 from xtuner.engine.strategy.unpickle import only_data
 from xtuner.engine.strategy.world import World
-from xtuner.engine.strategy.zero_config import check_tiles, cost_alone, fill_config
+from xtuner.engine.strategy.zero_config import check_tiles, cost_alone, drop_sections, fill_config
 from xtuner.errors import UserError
 from xtuner.log import LOGGER
 from xtuner.model.head import base_model, find_head
@@ -53,6 +54,32 @@ class Root(nn.Module):
         return function()
 
 
+def import_deepspeed(device: torch.device, world: World) -> Any:
+    """Import the package, with what it looks for in the environment.
+
+    Raises:
+        UserError: it is not installed, or cannot compile what it needs on a CPU.
+    """
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # it insists, also where there is one process
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or it warns that it has found no card
+        # it compiles code by which processes share memory, with the ninja that was installed beside it
+        os.environ["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH"), sysconfig.get_path("scripts")]))
+        compiler = os.environ.get("CXX", "c++")
+        if shutil.which(compiler) is None:
+            raise UserError(
+                f"On a CPU DeepSpeed compiles a part of itself, and there is no C++ compiler {compiler}.",
+                "Install one (apt install g++), or train with --strategy ddp or fsdp.",
+            )
+        LOGGER.info("On a CPU DeepSpeed compiles a part of itself; the first time that takes half a minute.")
+    try:
+        import deepspeed
+    except ImportError as error:
+        what = "is not installed" if error.name == "deepspeed" else f"cannot be loaded: {error}"
+        raise UserError(f"DeepSpeed {what}.", "Type: pip install deepspeed (or xtuner[deepspeed])") from error
+    return deepspeed
+
+
 class DeepSpeed(Parallel):
     """A `Strategy` around DeepSpeed's engine; `config` is its JSON."""
 
@@ -65,16 +92,11 @@ class DeepSpeed(Parallel):
         config: dict[str, Any],
         sequence_parallel_size: int = 1,
     ) -> None:
-        try:
-            import deepspeed
-        except ImportError as error:
-            raise UserError(
-                "DeepSpeed is not installed.", "Type: pip install deepspeed (or xtuner[deepspeed])"
-            ) from error
+        self.deepspeed: Any = import_deepspeed(device, world)
         world.group()
         super().__init__(device, precision, world, spec, sequence_parallel_size)
-        self.deepspeed: Any = deepspeed
-        self.run_spec, self.config = spec, config
+        self.keeps_float32 = True
+        self.run_spec, self.config = spec, drop_sections(config)
         self.sharded = int((config.get("zero_optimization") or {}).get("stage", 0)) == 3
         check_tiles(spec, world.size, sharded=self.sharded)
         self.engine: Any

@@ -45,6 +45,7 @@ class Single:
         self.model: nn.Module
         self.optimizer: Optimizer
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.scaled)
+        self.keeps_float32 = precision.scaled
 
     def loading_device(self, quantised: bool) -> torch.device:
         """The device that trains."""
