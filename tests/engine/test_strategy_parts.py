@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from xtuner.engine.strategy.sequence import Ulysses
 from xtuner.engine.strategy.unpickle import only_data
 from xtuner.engine.strategy.world import World
 from xtuner.engine.strategy.zero_config import check_tiles, cost_alone, drop_sections, fill_config
+from xtuner.engine.workdir import check_common
 from xtuner.errors import UserError
 from xtuner.model.attention import PACKED
 from xtuner.model.families.deepseek_moe import DeepseekConfig, DeepseekForCausalLM
@@ -289,21 +291,30 @@ class Meeting(World):
         self.barrier.wait(10)
         return found
 
+    def first(self, action: Callable[[], None]) -> None:
+        if self.rank == 0:
+            action()
+        self.barrier.wait(10)
 
-def found_by_two(*found) -> list[str]:
-    """What `check_same` says to two ranks that found these checkpoints."""
+
+def said_to_two(check: Callable[[Meeting], None]) -> list[str]:
+    """The errors of two ranks that call `check` with their worlds; "" where there is none."""
     table, barrier = [0, 0], threading.Barrier(2, timeout=10)
 
-    def check(rank: int) -> str:
-        path, meta = found[rank]
+    def call(rank: int) -> str:
         try:
-            check_same(path, meta, Meeting(rank, table, barrier))
+            check(Meeting(rank, table, barrier))
         except UserError as error:
             return str(error)
         return ""
 
     with ThreadPoolExecutor(2) as threads:
-        return list(threads.map(check, range(2)))
+        return list(threads.map(call, range(2)))
+
+
+def found_by_two(*found) -> list[str]:
+    """What `check_same` says to two ranks that found these checkpoints."""
+    return said_to_two(lambda world: check_same(*found[world.rank], world))
 
 
 def test_ranks_go_on_from_one_checkpoint():
@@ -315,6 +326,20 @@ def test_ranks_go_on_from_one_checkpoint():
     assert all("at iterations 0 and 20" in said for said in found_by_two((None, None), one))
     changed = (Path("work/iter_20.pth"), {"iter": 20, "seed": 2})
     assert all("with different contents" in said for said in found_by_two(one, changed))
+
+
+def test_ranks_that_write_parts_of_checkpoints_have_one_work_dir(tmp_path, monkeypatch):
+    """In two there would be no whole checkpoint, and nobody would know before the run has to go on from it."""
+    monkeypatch.setattr("xtuner.engine.workdir.PATIENCE", 0.2)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    link = tmp_path / "mounted"
+    link.symlink_to(folders[0])
+    said = said_to_two(lambda world: check_common(folders[world.rank], world))
+    assert all("Rank 1 does not see the work dir of rank 0" in sentence for sentence in said)
+    assert said_to_two(lambda world: check_common([folders[0], link][world.rank], world)) == ["", ""]
+    assert [list(folder.iterdir()) for folder in folders] == [[], []]
 
 
 def test_experts_that_are_balanced_within_sequences_are_not_spread():

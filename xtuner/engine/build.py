@@ -32,7 +32,7 @@ from xtuner.engine.schedule import build_schedule
 from xtuner.engine.spike import IN_A_ROW, SpikeGuard
 from xtuner.engine.strategy.base import Strategy
 from xtuner.engine.strategy.world import World
-from xtuner.engine.workdir import WorkDir
+from xtuner.engine.workdir import WorkDir, check_common
 from xtuner.errors import UserError
 from xtuner.log import LOGGER
 from xtuner.model.checks import check_rotary, check_vocabulary
@@ -56,6 +56,8 @@ def build_run(spec: RunSpec, name: str, work: WorkDir, record: RunRecord, world:
     for sentence in idle_settings(spec, device):
         LOGGER.info(sentence)
     strategy = build_strategy(spec, device, precision, world)
+    if strategy.all_write:
+        check_common(work.folder, world)
     objective = build(OBJECTIVES, spec.objective, "objective")
     if spec.loop.validate_every is not None and spec.data.validation is None:
         raise UserError(

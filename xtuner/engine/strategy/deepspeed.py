@@ -63,8 +63,6 @@ def import_deepspeed(device: torch.device, world: World) -> Any:
     os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # it insists, also where there is one process
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or it warns that it has found no card
-        # it compiles code by which processes share memory, with the ninja that was installed beside it
-        os.environ["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH"), sysconfig.get_path("scripts")]))
         compiler = os.environ.get("CXX", "c++")
         if shutil.which(compiler) is None:
             raise UserError(
@@ -78,6 +76,17 @@ def import_deepspeed(device: torch.device, world: World) -> Any:
         what = "is not installed" if error.name == "deepspeed" else f"cannot be loaded: {error}"
         raise UserError(f"DeepSpeed {what}.", "Type: pip install deepspeed (or xtuner[deepspeed])") from error
     return deepspeed
+
+
+@contextmanager
+def installed_tools() -> Iterator[None]:
+    """Let what is compiled in this block find the ninja that was installed beside DeepSpeed."""
+    before = os.environ.get("PATH", "")
+    os.environ["PATH"] = os.pathsep.join(filter(None, [before, sysconfig.get_path("scripts")]))
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
 
 
 class DeepSpeed(Parallel):
@@ -95,7 +104,7 @@ class DeepSpeed(Parallel):
         self.deepspeed: Any = import_deepspeed(device, world)
         world.group()
         super().__init__(device, precision, world, spec, sequence_parallel_size)
-        self.keeps_float32 = True
+        self.all_write, self.keeps_float32 = world.size > 1, True
         self.run_spec, self.config = spec, drop_sections(config)
         self.sharded = int((config.get("zero_optimization") or {}).get("stage", 0)) == 3
         check_tiles(spec, world.size, sharded=self.sharded)
@@ -111,7 +120,8 @@ class DeepSpeed(Parallel):
         config = fill_config(self.config, self.run_spec, self.precision, self.world.size, hidden)
         if self.world.size == 1 and (said := cost_alone(config, sum(p.numel() for p in trained))):
             LOGGER.warning(said)
-        self.engine = self.deepspeed.initialize(model=Root(model), optimizer=optimiser(model), config=config)[0]
+        with installed_tools():
+            self.engine = self.deepspeed.initialize(model=Root(model), optimizer=optimiser(model), config=config)[0]
         self.optimizer = self.engine.optimizer
         check_frozen(before, checksum(self._one_by_one(quantised(model))), self.world)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

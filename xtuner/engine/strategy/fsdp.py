@@ -67,6 +67,7 @@ class FSDP(Parallel):
             )
         if offload and device.type == "cpu":
             raise UserError("strategy.offload has no effect on a CPU.", "Leave it out.")
+        self.all_write = world.size > 1
         self.offload = offload
         self.mesh = init_device_mesh(device.type, (world.size,))
         self.root: Any

@@ -29,6 +29,7 @@ class Single:
 
     reader = 0
     readers = 1
+    all_write = False
 
     def __init__(
         self, device: torch.device, precision: Precision, world: World | None = None, spec: RunSpec | None = None
