@@ -24,6 +24,7 @@ from xtuner.dataset.sampler import Order
 from xtuner.engine.precision import Precision
 from xtuner.engine.resume import check_same
 from xtuner.engine.strategy.bucket import Buckets
+from xtuner.engine.strategy.deepspeed import DeepSpeed
 from xtuner.engine.strategy.parallel import checksum
 from xtuner.engine.strategy.sequence import Ulysses
 from xtuner.engine.strategy.unpickle import only_data
@@ -228,6 +229,32 @@ def test_listed_classes_and_tensors_are_made(tmp_path):
     file.write_bytes(b"\xff\xff")
     with pytest.raises(UserError, match="is damaged"), only_data(file, ()):
         torch.load(file, weights_only=False)
+
+
+PARTS = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("files", "sharded", "sentence"),
+    [
+        ([*PARTS, "mp_rank_00_model_states.pt"], False, None),
+        ([*PARTS, "mp_rank_00_model_states.pt"], True, "1 of the model, of ZeRO-1 or 2; .*here 2 of ZeRO-3"),
+        ([*PARTS, *(name.replace("optim", "model") for name in PARTS)], False, "of ZeRO-3; .*here 2 of ZeRO-1 or 2"),
+        ([PARTS[0], "mp_rank_00_model_states.pt"], False, "1 parts of the optimiser"),
+        ([*PARTS], False, "0 of the model"),
+        ([".metadata"], False, "was saved by strategy=fsdp"),
+        ([], False, "a folder without a checkpoint in it"),
+    ],
+)
+def test_folders_that_deepspeed_does_not_go_on_from(tmp_path, files, sharded, sentence):
+    for name in files:
+        (tmp_path / name).touch()
+    strategy = SimpleNamespace(world=SimpleNamespace(size=2), sharded=sharded)
+    if sentence is None:
+        DeepSpeed.check_kind(strategy, tmp_path)
+        return
+    with pytest.raises(UserError, match=sentence):
+        DeepSpeed.check_kind(strategy, tmp_path)
 
 
 def test_the_checksum_sees_bytes_and_their_places():

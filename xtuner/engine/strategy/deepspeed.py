@@ -15,12 +15,13 @@ from torch.optim import Optimizer
 from xtuner.checkpoint.atomic import ASIDE, sync_folder
 from xtuner.checkpoint.folder import writing
 from xtuner.checkpoint.state import save_state
-from xtuner.checkpoint.zero import PART_FILE
+from xtuner.checkpoint.zero import MODEL_FILE, PART_FILE
 from xtuner.config.spec import RunSpec
 from xtuner.dataset.batch import Batch
 from xtuner.engine.precision import NOT_FINITE_HELP, Precision
 from xtuner.engine.strategy.base import Accept
 from xtuner.engine.strategy.parallel import Parallel, check_frozen, checksum, is_finite, quantised
+from xtuner.engine.strategy.single import refuse_other
 from xtuner.engine.strategy.unpickle import only_data
 from xtuner.engine.strategy.world import World
 from xtuner.engine.strategy.zero_config import check_tiles, cost_alone, drop_sections, fill_config
@@ -216,19 +217,30 @@ class DeepSpeed(Parallel):
 
         self.world.first(publish)
 
+    def check_kind(self, path: Path) -> None:
+        """A folder of DeepSpeed, of as many processes, whose weights were spread as they are now."""
+        names = [file.name for file in path.iterdir()] if path.is_dir() else []
+        parts = sum(PART_FILE.fullmatch(name) is not None for name in names)
+        if not parts:
+            refuse_other(path, "takes folders of DeepSpeed")
+        models = [found for name in names if (found := MODEL_FILE.fullmatch(name))]
+        sharded = any(found[1] is not None for found in models)
+        if parts == self.world.size and sharded == self.sharded and len(models) == (parts if sharded else 1):
+            return
+        was = "ZeRO-3" if sharded else "ZeRO-1 or 2"
+        raise UserError(
+            f"{path} holds {parts} parts of the optimiser and {len(models)} of the model, of {was}; DeepSpeed goes on "
+            f"only with the kind of ZeRO and the number of processes that saved it, here {self.world.size} of "
+            f"{'ZeRO-3' if self.sharded else 'ZeRO-1 or 2'}.",
+            f"Go on as it was saved, or start anew from its weights: model.weights={path}",
+        )
+
     def load(self, path: Path) -> None:
-        """Let DeepSpeed read its folder back; it needs as many processes as have written it.
+        """Let DeepSpeed read its folder back.
 
         Raises:
-            UserError: of another number of processes, not DeepSpeed's, or with something in it that would be run.
+            UserError: it cannot, or there is something in it that would be run.
         """
-        parts = [file for file in path.iterdir() if PART_FILE.fullmatch(file.name)] if path.is_dir() else []
-        if len(parts) != self.world.size:
-            was = f"{len(parts)} processes" if parts else "another strategy"
-            raise UserError(
-                f"{path} was saved by {was}, and DeepSpeed goes on only with its own of {self.world.size}.",
-                f"Go on as it was saved, or start from its weights: model.weights={path}",
-            )
         try:
             with only_data(path, OWN):
                 found, _ = self.engine.load_checkpoint(
@@ -236,7 +248,8 @@ class DeepSpeed(Parallel):
                 )
         except (RuntimeError, KeyError, ValueError, AssertionError) as error:
             raise UserError(
-                f"DeepSpeed cannot go on from {path}: {error}.", f"Start from its weights: model.weights={path}"
+                f"DeepSpeed cannot go on from {path}: {str(error) or type(error).__name__}.",
+                f"Start anew from its weights: model.weights={path}",
             ) from error
         assert found is not None
 

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from xtuner.checkpoint.atomic import ASIDE, sync_folder
-from xtuner.checkpoint.dcp import is_dcp, load_rows
+from xtuner.checkpoint.dcp import load_rows
 from xtuner.checkpoint.folder import writing
 from xtuner.engine.strategy.world import World
 from xtuner.errors import UserError
@@ -81,10 +81,8 @@ def load_sharded(path: Path, parameters: Mapping[str, nn.Parameter], optimizer: 
     """Fill the shards of `parameters` and the moments of `optimizer`; each rank reads only what it needs.
 
     Raises:
-        UserError: no such folder, cut short, without moments, or of other weights.
+        UserError: cut short, without moments, or of other weights.
     """
-    if not is_dcp(path):
-        raise UserError(f"{path} is no checkpoint of strategy=fsdp.", "Go on with the strategy it was saved with.")
     stored = load_rows(path)
     if not any(key[0] == MOMENTS for key in stored):
         raise UserError(
