@@ -83,13 +83,15 @@ def test_a_rank_that_fails_is_named_with_its_reason(folder, faults):
     assert "Rank 1 stopped: The second rank has had enough. Let it rest." in log_of(folder, "raises")
     assert "Traceback" not in said
     assert read_run(folder / "raises").status == "failed"
-    assert "iter_2.pth" in said  # how to go on
+    assert said.count("The last checkpoint, iter_2.pth, is intact. To go on from it, type:") == 1
 
 
 def test_a_rank_that_is_killed_ends_the_others(folder, faults):
     code, said = faults["killed"]
     assert code == 128 + signal.SIGKILL
     assert "Rank 1 was killed (SIGKILL)" in said
+    assert "Rank 1 is gone (Connection closed by peer" in said
+    assert said.count("The last checkpoint, iter_2.pth, is intact. To go on from it, type:") == 1
     assert "Rank 1 is gone" in log_of(folder, "killed")
     assert read_run(folder / "killed").status == "failed"
 

@@ -4,7 +4,7 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ from xtuner.engine.strategy.world import World
 from xtuner.engine.strategy.zero_config import check_tiles, cost_alone, drop_sections, fill_config
 from xtuner.errors import UserError
 from xtuner.log import LOGGER
-from xtuner.model.head import base_model, find_head
+from xtuner.model.head import base_model, find_head, is_one_function
 from xtuner.model.trainable import PREFIX
 from xtuner.objective.loss import Loss
 from xtuner.objective.protocol import Objective
@@ -121,8 +121,11 @@ class DeepSpeed(Parallel):
         config = fill_config(self.config, self.run_spec, self.precision, self.world.size, hidden)
         if self.world.size == 1 and (said := cost_alone(config, sum(p.numel() for p in trained))):
             LOGGER.warning(said)
+        root = Root(model)
         with installed_tools():
-            self.engine = self.deepspeed.initialize(model=Root(model), optimizer=optimiser(model), config=config)[0]
+            self.engine = self.deepspeed.initialize(model=root, optimizer=optimiser(model), config=config)[0]
+        if self.sharded:
+            self._keep_head(root)
         self.optimizer = self.engine.optimizer
         check_frozen(before, checksum(self._one_by_one(quantised(model))), self.world)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -138,8 +141,7 @@ class DeepSpeed(Parallel):
         """Call the objective through the engine, which must see the tensor that is differentiated."""
 
         def compute() -> dict[str, Tensor]:
-            with self._head_in_place():
-                loss = objective(model, batch)
+            loss = objective(model, batch)
             return {**loss.metrics, "xtuner.total": loss.total, "xtuner.weight": loss.weight}
 
         found = self.engine(compute)
@@ -167,14 +169,26 @@ class DeepSpeed(Parallel):
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient; the loss is divided by the targets of all iterations already."""
-        with self._head_in_place():
-            self.engine.backward(loss, scale_wrt_gas=False)
+        self.engine.backward(loss, scale_wrt_gas=False)
 
-    def _head_in_place(self) -> AbstractContextManager[Any]:
-        """Put the head's weights together: the loss holds them while the head is not being called."""
-        head = find_head(self.model).parameters if self.sharded else []
-        found: AbstractContextManager[Any] = self.deepspeed.zero.GatheredParameters(head, enabled=bool(head))
-        return found
+    def _keep_head(self, root: Root) -> None:
+        """Let the head's weights be whole for as long as the root is called: losses use them without calling the head.
+
+        Raises:
+            UserError: the head is more than a product, such as one with an adapter, and has to be called.
+        """
+        head = find_head(self.model).module
+        parameters = list(head.parameters())
+        with self.deepspeed.zero.GatheredParameters(parameters):
+            alone = is_one_function(head)
+        if not alone and self.world.size > 1:
+            raise UserError(
+                f"With ZeRO-3 a model's head cannot be such a {type(head).__name__}: processes would call its parts "
+                "differently often.",
+                "Take ZeRO-2, or leave the head out of model.lora.",
+            )
+        for parameter in parameters:
+            self.deepspeed.zero.register_external_parameter(root, parameter)
 
     def step(self, max_norm: float | None, accept: Accept | None = None) -> Tensor | None:
         """The engine clips and steps."""
@@ -198,14 +212,18 @@ class DeepSpeed(Parallel):
             self.world.first(lambda: save_state(path, {**state, "state_dict": weights}))
             return
         aside = path.with_name(f".{path.name}{ASIDE}")
-        with writing(path):
-            self.engine.save_checkpoint(
-                str(path.parent),
-                tag=aside.name,
-                client_state=dict(state),
-                save_latest=False,
-                exclude_frozen_parameters=True,
-            )
+        try:
+            with writing(path):
+                self.engine.save_checkpoint(
+                    str(path.parent),
+                    tag=aside.name,
+                    client_state=dict(state),
+                    save_latest=False,
+                    exclude_frozen_parameters=True,
+                )
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)  # what is left of it would keep a full disk full
+            raise
 
         def publish() -> None:
             with writing(path):

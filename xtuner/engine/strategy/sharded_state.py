@@ -3,6 +3,7 @@
 Written by torch, read by our own reader, since torch's runs what the folder's pickles say.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -64,8 +65,11 @@ def save_sharded(
     except CheckpointException as error:
         shutil.rmtree(aside, ignore_errors=True)
         rank, (reason, _) = next(iter(error.failures.items()), (0, (error, None)))
+        # torch's writer of files says only that a file is shorter than it should be
+        full = "inline_container" in str(reason) or getattr(reason, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        what = "The disk is full" if full else str(reason)
         raise UserError(
-            f"{path} cannot be written by rank {rank}: {reason}. Earlier checkpoints are intact.",
+            f"{path} cannot be written by rank {rank}: {what}. Earlier checkpoints are intact.",
             "Free some space, or write elsewhere.",
         ) from error
     world.first(publish)
