@@ -10,6 +10,9 @@ from tiny import make_tiny_internlm2
 
 from xtuner.checkpoint.state import load_weights
 from xtuner.cli.spread import read_deepspeed
+from xtuner.engine.strategy.deepspeed import import_deepspeed
+from xtuner.engine.strategy.world import World
+from xtuner.errors import UserError
 
 if importlib.util.find_spec("deepspeed") is None:  # looked for, not imported: that is what a run must ask for
     pytest.skip("DeepSpeed is not installed", allow_module_level=True)
@@ -90,6 +93,14 @@ def test_one_process_runs_and_is_told_why_it_takes_more_memory(folder):
     found = per_step(folder / "alone")
     assert len(found) == STEPS
     assert found[0] - found[-1] > 0.5
+
+
+def test_a_missing_compiler_is_a_sentence(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(UserError, match="there is no C\\+\\+ compiler no-such-compiler"):
+        import_deepspeed(torch.device("cpu"), World())
 
 
 def test_all_weights_are_counted_wherever_they_are(folder):

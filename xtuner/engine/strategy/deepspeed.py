@@ -64,6 +64,12 @@ def import_deepspeed(device: torch.device, world: World) -> Any:
     os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # it insists, also where there is one process
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or it warns that it has found no card
+    try:
+        import deepspeed
+    except ImportError as error:
+        what = "is not installed" if error.name == "deepspeed" else f"cannot be loaded: {error}"
+        raise UserError(f"DeepSpeed {what}.", "Type: pip install deepspeed (or xtuner[deepspeed])") from error
+    if device.type == "cpu":
         compiler = os.environ.get("CXX", "c++")
         if shutil.which(compiler) is None:
             raise UserError(
@@ -71,11 +77,6 @@ def import_deepspeed(device: torch.device, world: World) -> Any:
                 "Install one (apt install g++), or train with --strategy ddp or fsdp.",
             )
         LOGGER.info("On a CPU DeepSpeed compiles a part of itself; the first time that takes half a minute.")
-    try:
-        import deepspeed
-    except ImportError as error:
-        what = "is not installed" if error.name == "deepspeed" else f"cannot be loaded: {error}"
-        raise UserError(f"DeepSpeed {what}.", "Type: pip install deepspeed (or xtuner[deepspeed])") from error
     return deepspeed
 
 
