@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,6 +159,28 @@ def test_find_last_follows_the_pointer_then_the_numbers(tmp_path):
     assert find_last(moved) == moved / "iter_500.pth"
     (moved / "iter_500.pth").unlink()
     assert find_last(moved) == moved / "iter_1000.pth"
+
+
+def test_find_last_stays_in_the_folder(tmp_path):
+    """A copy of a work dir goes on from its own checkpoints, also while the original is there."""
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    original.mkdir()
+    for number in (1, 2):
+        save_state(original / f"iter_{number}.pth", STATE)
+    write_pointer(original, original / "iter_2.pth")
+    shutil.copytree(original, copy)
+    assert find_last(copy) == copy / "iter_2.pth"
+    (copy / "iter_2.pth").unlink()
+    assert find_last(copy) == copy / "iter_1.pth"
+    (copy / "iter_1.pth").unlink()
+    assert find_last(copy) == original / "iter_2.pth"  # checkpoints that were written elsewhere
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\x00junk", b"/"])
+def test_a_damaged_pointer_is_passed_over(tmp_path, content):
+    save_state(tmp_path / "iter_7.pth", STATE)
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    assert find_last(tmp_path) == tmp_path / "iter_7.pth"
 
 
 def test_run_record_comes_back_equal(tmp_path):

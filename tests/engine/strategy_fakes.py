@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,10 @@ def type_train(config: Path, *words: str, size: int = 2, **variables: str) -> su
 
 
 def wait(processes: list[subprocess.Popen], timeout: float = 120) -> list[tuple[int, str]]:
-    """Return exit code and output of each."""
+    """Return exit code and output of each; all are read at once, since one that is not read waits for its reader."""
     try:
-        said = [process.communicate(timeout=timeout)[0] for process in processes]
+        with ThreadPoolExecutor(len(processes)) as readers:
+            said = list(readers.map(lambda process: process.communicate(timeout=timeout)[0], processes))
     finally:
         for process in processes:
             process.kill()

@@ -13,7 +13,10 @@ from xtuner.engine.train import train_in
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    cases = json.loads(Path(sys.argv[1]).read_text())
     with open_world() as world:
-        for name, values in json.loads(Path(sys.argv[1]).read_text()).items():
+        for name, values in cases.items():
             spec = RunSpec.model_validate(values)
             train_in(world, spec, name, (f"{name}.yaml", dump_yaml(spec)))
+    asked = any(values["strategy"]["name"] == "deepspeed" for values in cases.values())
+    assert asked or "deepspeed" not in sys.modules, "DeepSpeed is loaded, and no run has asked for it"

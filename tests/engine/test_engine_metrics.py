@@ -151,5 +151,7 @@ def test_advice_against_lack_of_memory_goes_from_cheap_to_dear():
 
 def test_checkpoint_size_is_estimated():
     model = torch.nn.Linear(10, 10)
-    assert checkpoint_bytes(model, make_spec()) == 110 * 12
-    assert checkpoint_bytes(model, make_spec(checkpoint={"optimizer": False})) == 110 * 4
+    trained = list(model.parameters())
+    assert checkpoint_bytes(trained, make_spec()) == 110 * 12
+    assert checkpoint_bytes(trained, make_spec(checkpoint={"optimizer": False})) == 110 * 4
+    assert checkpoint_bytes(list(model.bfloat16().parameters()), make_spec(), float32=True) == 110 * 12

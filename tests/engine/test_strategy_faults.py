@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from strategy_fakes import HERE, free_port, losses, type_train
 from tiny import make_tiny_internlm2
 
 from xtuner.checkpoint.run_record import read_run
+from xtuner.checkpoint.state import load_weights
 
 ROWS = [{"conversation": [{"input": f"What is {i}?", "output": f"{i} is a number."}]} for i in range(40)]
 
@@ -23,7 +25,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def launch(folder: Path, name: str, fault: str = "", iters: int = 4000, **variables: str) -> subprocess.Popen:
+def launch(
+    folder: Path, name: str, fault: str = "", *words: str, iters: int = 4000, **variables: str
+) -> subprocess.Popen:
     """Type `xtuner train` for two processes; `fault` is what rank 1 does after iteration 3."""
     values = {
         "model": {"path": str(folder / "model"), "lora": {"r": 4}},
@@ -35,7 +39,7 @@ def launch(folder: Path, name: str, fault: str = "", iters: int = 4000, **variab
     values["data"]["cache"] = str(folder / "cache")
     config = folder / f"{name}.yaml"
     config.write_text(json.dumps(values))
-    return type_train(config, "--work-dir", str(folder / name), **variables)
+    return type_train(config, "--work-dir", str(folder / name), *words, **variables)
 
 
 def wait_for(path: Path, pattern: str, process: subprocess.Popen) -> None:
@@ -52,7 +56,8 @@ def faults(folder):
     port = str(free_port())
     running = {
         "raises": launch(folder, "raises", "raise"),
-        "killed": launch(folder, "killed", "kill"),
+        "killed": launch(folder, "killed", "kill", iters=8),
+        "whole": launch(folder, "whole", iters=8),
         "hangs": launch(folder, "hangs", "hang", XTUNER_TIMEOUT="0.2"),
         "sigterm": launch(folder, "sigterm"),
     }
@@ -83,15 +88,29 @@ def test_a_rank_that_fails_is_named_with_its_reason(folder, faults):
     assert "Rank 1 stopped: The second rank has had enough. Let it rest." in log_of(folder, "raises")
     assert "Traceback" not in said
     assert read_run(folder / "raises").status == "failed"
-    assert "iter_2.pth" in said  # how to go on
+    assert said.count("The last checkpoint, iter_2.pth, is intact. To go on from it, type:") == 1
 
 
 def test_a_rank_that_is_killed_ends_the_others(folder, faults):
     code, said = faults["killed"]
     assert code == 128 + signal.SIGKILL
     assert "Rank 1 was killed (SIGKILL)" in said
+    assert "Rank 1 is gone (Connection closed by peer" in said
+    assert said.count("The last checkpoint, iter_2.pth, is intact. To go on from it, type:") == 1
     assert "Rank 1 is gone" in log_of(folder, "killed")
     assert read_run(folder / "killed").status == "failed"
+
+
+def test_a_run_whose_rank_was_killed_goes_on_as_if_it_had_not(folder, faults):
+    """Two processes: the weights are those of the run that was left alone, bit for bit."""
+    assert faults["whole"][0] == 0, faults["whole"][1]
+    process = launch(folder, "killed", "", "--resume", iters=8)
+    said = process.communicate(timeout=100)[0]
+    assert process.returncode == 0, said
+    assert "Resumed from" in said
+    found, wanted = (load_weights(folder / name / "iter_8.pth") for name in ("killed", "whole"))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
 def test_a_rank_that_hangs_is_named(folder, faults):

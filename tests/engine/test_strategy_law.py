@@ -10,6 +10,7 @@ from tiny import make_tiny_internlm2
 from xtuner.checkpoint.state import load_state, load_weights
 from xtuner.config.spec import RunSpec
 from xtuner.engine.train import train
+from xtuner.errors import UserError
 from xtuner.export.to_hf import pth_to_hf
 
 
@@ -85,6 +86,20 @@ def test_a_sharded_checkpoint_goes_on_with_another_number_of_processes(folder):
     assert list(found) == list(range(44, 81, 4))
     expected = [loss for number, loss in losses(folder / "full_fsdp").items() if number > 20]
     torch.testing.assert_close(list(found.values()), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("saved", "strategy", "sentence"),
+    [
+        ("full_fsdp", {"name": "single"}, "was saved by strategy=fsdp, and the strategy of this run takes files"),
+        ("full", FSDP, "was saved by one process or strategy=ddp"),
+    ],
+)
+def test_what_another_strategy_saved_is_refused_by_its_name(folder, saved, strategy, sentence):
+    values = spec(folder, "other", lora=False, batch=1, accumulate=4, strategy=strategy)
+    values["resume"] = str(sorted((folder / saved).glob("iter_*.pth"))[0])
+    with pytest.raises(UserError, match=f"{sentence}.*model.weights="):
+        train(RunSpec.model_validate(values), name="other")
 
 
 def test_what_is_saved_is_what_was_learned(folder, tmp_path):

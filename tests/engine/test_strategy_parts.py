@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,11 +24,13 @@ from xtuner.dataset.sampler import Order
 from xtuner.engine.precision import Precision
 from xtuner.engine.resume import check_same
 from xtuner.engine.strategy.bucket import Buckets
+from xtuner.engine.strategy.deepspeed import DeepSpeed
 from xtuner.engine.strategy.parallel import checksum
 from xtuner.engine.strategy.sequence import Ulysses
 from xtuner.engine.strategy.unpickle import only_data
 from xtuner.engine.strategy.world import World
-from xtuner.engine.strategy.zero_config import check_tiles, cost_alone, fill_config
+from xtuner.engine.strategy.zero_config import check_tiles, cost_alone, drop_sections, fill_config
+from xtuner.engine.workdir import check_common
 from xtuner.errors import UserError
 from xtuner.model.attention import PACKED
 from xtuner.model.families.deepseek_moe import DeepseekConfig, DeepseekForCausalLM
@@ -138,8 +141,22 @@ def test_auto_is_filled_in_one_place():
     assert config["gradient_clipping"] == "auto"  # the caller's is as it was
     with pytest.raises(UserError, match=r"zero_optimization\.sub_group_size"):
         fill_config({"zero_optimization": {"sub_group_size": "auto"}}, spec, BFLOAT16, 4, 100)
-    with pytest.raises(UserError, match="a section optimizer"):
-        fill_config({"optimizer": {"type": "Adam"}}, spec, BFLOAT16, 4, 100)
+
+
+def test_sections_that_leave_all_to_the_run_are_left_out():
+    left = {
+        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}},
+        "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": "auto"}},
+    }
+    assert drop_sections({**left, "zero_optimization": {"stage": 2}}) == {"zero_optimization": {"stage": 2}}
+    for section in (
+        {"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}},
+        {"optimizer": {"type": "OneBitAdam", "params": {"lr": "auto"}}},
+        {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 100}}},
+        {"curriculum_learning": {"enabled": True}},
+    ):
+        with pytest.raises(UserError, match=f"a section {next(iter(section))}, which has no effect"):
+            drop_sections(section)
 
 
 def test_tiles_do_not_go_with_zero_3():
@@ -214,6 +231,32 @@ def test_listed_classes_and_tensors_are_made(tmp_path):
         torch.load(file, weights_only=False)
 
 
+PARTS = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("files", "sharded", "sentence"),
+    [
+        ([*PARTS, "mp_rank_00_model_states.pt"], False, None),
+        ([*PARTS, "mp_rank_00_model_states.pt"], True, "1 of the model, of ZeRO-1 or 2; .*here 2 of ZeRO-3"),
+        ([*PARTS, *(name.replace("optim", "model") for name in PARTS)], False, "of ZeRO-3; .*here 2 of ZeRO-1 or 2"),
+        ([PARTS[0], "mp_rank_00_model_states.pt"], False, "1 parts of the optimiser"),
+        ([*PARTS], False, "0 of the model"),
+        ([".metadata"], False, "was saved by strategy=fsdp"),
+        ([], False, "a folder without a checkpoint in it"),
+    ],
+)
+def test_folders_that_deepspeed_does_not_go_on_from(tmp_path, files, sharded, sentence):
+    for name in files:
+        (tmp_path / name).touch()
+    strategy = SimpleNamespace(world=SimpleNamespace(size=2), sharded=sharded)
+    if sentence is None:
+        DeepSpeed.check_kind(strategy, tmp_path)
+        return
+    with pytest.raises(UserError, match=sentence):
+        DeepSpeed.check_kind(strategy, tmp_path)
+
+
 def test_the_checksum_sees_bytes_and_their_places():
     weight = torch.nn.Parameter(torch.arange(100, dtype=torch.uint8), requires_grad=False)
     first = checksum([weight])
@@ -275,21 +318,30 @@ class Meeting(World):
         self.barrier.wait(10)
         return found
 
+    def first(self, action: Callable[[], None]) -> None:
+        if self.rank == 0:
+            action()
+        self.barrier.wait(10)
 
-def found_by_two(*found) -> list[str]:
-    """What `check_same` says to two ranks that found these checkpoints."""
+
+def said_to_two(check: Callable[[Meeting], None]) -> list[str]:
+    """The errors of two ranks that call `check` with their worlds; "" where there is none."""
     table, barrier = [0, 0], threading.Barrier(2, timeout=10)
 
-    def check(rank: int) -> str:
-        path, meta = found[rank]
+    def call(rank: int) -> str:
         try:
-            check_same(path, meta, Meeting(rank, table, barrier))
+            check(Meeting(rank, table, barrier))
         except UserError as error:
             return str(error)
         return ""
 
     with ThreadPoolExecutor(2) as threads:
-        return list(threads.map(check, range(2)))
+        return list(threads.map(call, range(2)))
+
+
+def found_by_two(*found) -> list[str]:
+    """What `check_same` says to two ranks that found these checkpoints."""
+    return said_to_two(lambda world: check_same(*found[world.rank], world))
 
 
 def test_ranks_go_on_from_one_checkpoint():
@@ -301,6 +353,20 @@ def test_ranks_go_on_from_one_checkpoint():
     assert all("at iterations 0 and 20" in said for said in found_by_two((None, None), one))
     changed = (Path("work/iter_20.pth"), {"iter": 20, "seed": 2})
     assert all("with different contents" in said for said in found_by_two(one, changed))
+
+
+def test_ranks_that_write_parts_of_checkpoints_have_one_work_dir(tmp_path, monkeypatch):
+    """In two there would be no whole checkpoint, and nobody would know before the run has to go on from it."""
+    monkeypatch.setattr("xtuner.engine.workdir.PATIENCE", 0.2)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    link = tmp_path / "mounted"
+    link.symlink_to(folders[0])
+    said = said_to_two(lambda world: check_common(folders[world.rank], world))
+    assert all("Rank 1 does not see the work dir of rank 0" in sentence for sentence in said)
+    assert said_to_two(lambda world: check_common([folders[0], link][world.rank], world)) == ["", ""]
+    assert [list(folder.iterdir()) for folder in folders] == [[], []]
 
 
 def test_experts_that_are_balanced_within_sequences_are_not_spread():

@@ -15,8 +15,10 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from xtuner.config.model_spec import LoraSpec, ModelSpec
 from xtuner.errors import UserError
-from xtuner.model.head import check_head, find_head, run_decoder
+from xtuner.model.head import check_head, find_head, is_one_function, run_decoder
+from xtuner.model.load import load_model
 
 SIZES = {
     "vocab_size": 97,
@@ -68,3 +70,27 @@ def test_a_tied_head_is_trained_once(tmp_path):
     head = find_head(model)
     assert head.parameters[0] is model.get_input_embeddings().weight
     check_head(model)
+
+
+@pytest.mark.parametrize(
+    ("lora", "alone"),
+    [
+        (None, True),
+        ({"r": 4}, True),  # InternLM2's head has an adapter by default
+        ({"r": 4, "dora": True}, False),
+        ({"r": 4, "targets": ["wqkv"], "modules_to_save": ["output"]}, False),
+    ],
+)
+def test_heads_that_need_not_be_called(tmp_path, lora, alone):
+    """Under ZeRO-3 ranks meet wherever a layer is called, and each calls its head as often as it has rows to learn."""
+    path = str(tiny.make_tiny_internlm2(tmp_path / "model"))
+    spec = ModelSpec(path=path, lora=LoraSpec(**lora) if lora else None)
+    model = load_model(spec, device="cpu", dtype=torch.float32, train=True)
+    head = find_head(model)
+    assert is_one_function(head.module) is alone
+    called = []
+    head.module.register_forward_hook(lambda *_: called.append(1))
+    rows = torch.randn(3, 64)
+    wanted = head.module(rows)
+    torch.testing.assert_close(head(rows), wanted)
+    assert len(called) == (1 if alone else 2)

@@ -119,21 +119,29 @@ def write_pointer(work_dir: Path, checkpoint: Path) -> None:
 def find_last(work_dir: Path) -> Path | None:
     """Return the newest checkpoint of a work dir, or None.
 
-    That is the one the pointer file names (also when the folder was moved since); without it, the one with the
-    highest number.
+    That is the one in it whose name the pointer file has: a folder that was moved or copied has checkpoints of its own.
+    Without it, the one with the highest number; without any, what the pointer names elsewhere.
     """
-    pointer = work_dir / POINTER
-    if pointer.is_file():
-        named = strip_colon(Path(pointer.read_text(encoding="utf-8").strip()))
-        for candidate in (named, work_dir / named.name):
-            if candidate.exists():
-                return candidate
+    named = _read_pointer(work_dir / POINTER)
+    if named is not None and (work_dir / named.name).exists():
+        return work_dir / named.name
     numbered = [
         (int(match[2]), match[1] == "iter", file)
         for file in work_dir.glob("*.pth")
         if (match := re.fullmatch(r"(iter|epoch)_(\d+)\.pth", file.name))
     ]
-    return max(numbered)[2] if numbered else None
+    if numbered:
+        return max(numbered)[2]
+    return named if named is not None and named.exists() else None
+
+
+def _read_pointer(pointer: Path) -> Path | None:
+    """Return what a pointer file says, or None if there is none, or no name in it."""
+    if not pointer.is_file():
+        return None
+    text = pointer.read_bytes().decode("utf-8", errors="replace").replace("\0", "").strip()
+    named = strip_colon(Path(text))
+    return named if named.name else None
 
 
 def _check_plain(value: Any, where: str) -> None:

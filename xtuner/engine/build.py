@@ -32,7 +32,7 @@ from xtuner.engine.schedule import build_schedule
 from xtuner.engine.spike import IN_A_ROW, SpikeGuard
 from xtuner.engine.strategy.base import Strategy
 from xtuner.engine.strategy.world import World
-from xtuner.engine.workdir import WorkDir
+from xtuner.engine.workdir import WorkDir, check_common
 from xtuner.errors import UserError
 from xtuner.log import LOGGER
 from xtuner.model.checks import check_rotary, check_vocabulary
@@ -59,6 +59,8 @@ def build_run(spec: RunSpec, name: str, work: WorkDir, record: RunRecord, world:
     for sentence in idle_settings(spec, called, is_cpu=is_cpu, has_bfloat16=native):
         LOGGER.info(sentence)
     strategy = build_strategy(spec, device, precision, world)
+    if strategy.all_write:
+        check_common(work.folder, world)
     objective = build(OBJECTIVES, spec.objective, "objective")
     if spec.loop.validate_every is not None and spec.data.validation is None:
         raise UserError(
@@ -125,8 +127,11 @@ def build_run(spec: RunSpec, name: str, work: WorkDir, record: RunRecord, world:
     check_rotary(base_model(model).config, spec.data.max_length, packed=packed)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # type: ignore[operator]
         check_vocabulary(model, data.train.highest_id(), spec.model.tokenizer or spec.model.path)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    num_trained = sum(parameter.numel() for parameter in trained)  # before some of it goes to other cards
+    work.require_space(checkpoint_bytes(trained, spec, float32=strategy.keeps_float32))
+    del trained  # where weights are spread, the whole ones go
     model = strategy.place(model, lambda placed: build_optimiser(spec.optim, placed, seed))
-    work.require_space(checkpoint_bytes(model, spec))
     run = Run(
         spec=spec,
         name=name,
@@ -162,14 +167,13 @@ def build_run(spec: RunSpec, name: str, work: WorkDir, record: RunRecord, world:
             *extras,
         ],
     )
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     LOGGER.info(
         "%d iteration%s (%d per epoch), %d per optimiser step; %s trained weights, %s",
         num_iters,
         "" if num_iters == 1 else "s",
         order.iters_per_epoch,
         spec.loop.accumulate,
-        f"{trained:,}",
+        f"{num_trained:,}",
         spec.optim.name,
     )
     if checkpoint and meta:

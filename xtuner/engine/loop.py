@@ -48,6 +48,8 @@ def run_loop(run: Run) -> None:
     except UserError as error:
         raise _say_way_on(run, error) from error
     except (RuntimeError, MemoryError) as error:
+        if run.strategy.world.is_broken(error):
+            raise _say_way_on(run, run.strategy.world.explain(error)) from error
         if not is_out_of_memory(error):
             raise
         raise _say_way_on(run, _explain_memory(run)) from error
@@ -155,12 +157,22 @@ def _explain_memory(run: Run) -> UserError:
 
 
 def _say_way_on(run: Run, error: UserError) -> UserError:
-    """Add to an error how to go on from the last checkpoint of this run; the folder may hold those of others."""
+    """Add to an error how to go on from the last checkpoint of this run; the folder may hold those of others.
+
+    What another rank stopped for says it already.
+    """
+    way = _describe_way_on(run)
+    fix = error.fix if way in error.fix else f"{error.fix} {way}".strip()
+    return type(error)(error.what, fix, error.exit_code)
+
+
+def _describe_way_on(run: Run) -> str:
     if not run.kept:
-        none = "No checkpoint was written before." if run.iteration else ""
-        return UserError(error.what, f"{error.fix} {none}".strip(), error.exit_code)
+        return "No checkpoint was written before." if run.iteration else ""
     last = run.work.folder / run.kept[-1]
+    if not last.exists():
+        return f"The last checkpoint, {last}, is not there any more."
     way = f"The last checkpoint, {last.name}, is intact."
     if run.spec.checkpoint.optimizer:
         way = f"{way} To go on from it, type: {continue_command(run, str(last))}"
-    return UserError(error.what, f"{error.fix} {way}".strip(), error.exit_code)
+    return way

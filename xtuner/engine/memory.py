@@ -1,5 +1,7 @@
 """Memory and disk: what a checkpoint will take, and what to change when the memory was not enough."""
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from xtuner.config.spec import RunSpec
@@ -14,19 +16,15 @@ WORTHWHILE = 0.92
 SMALLER = "Use a smaller model."
 
 
-def checkpoint_bytes(model: nn.Module, spec: RunSpec) -> int:
-    """Estimate the size of a checkpoint: trained weights, and what the optimiser keeps of each."""
-    return round(
-        sum(
-            parameter.numel()
-            * (
-                parameter.element_size()
-                + (moment_bytes(spec.optim.name, parameter.element_size()) if spec.checkpoint.optimizer else 0)
-            )
-            for parameter in model.parameters()
-            if parameter.requires_grad
-        )
-    )
+def checkpoint_bytes(trained: Iterable[nn.Parameter], spec: RunSpec, *, float32: bool = False) -> int:
+    """Estimate the size of a checkpoint: trained weights, and what the optimiser keeps of each; `float32`: in that
+    format, whatever they are in now. Weights that are spread over cards already have no size."""
+    total = 0.0
+    for parameter in trained:
+        width = 4 if float32 else parameter.element_size()
+        kept = moment_bytes(spec.optim.name, width) if spec.checkpoint.optimizer else 0
+        total += parameter.numel() * (width + kept)
+    return round(total)
 
 
 def advise(spec: RunSpec, plan: Plan | None = None) -> str:

@@ -173,6 +173,7 @@ def check_spec(spec: RunSpec, meta: Mapping[str, Any], path: Path) -> None:
 def restore(run: Run, path: Path, meta: Mapping[str, Any]) -> None:
     """Bring weights, optimiser, counters and the log's averages back to what the checkpoint holds."""
     run.strategy.load(path)
+    run.strategy.world.agree(0)  # each reads its part: if one cannot, nobody begins, and calls the checkpoint intact
     run.iteration = run.border = same_place(run, path, meta)
     run.metrics.load_state(meta["log_scalars"])
     if run.spikes is not None and meta.get("spikes"):

@@ -20,18 +20,24 @@
 
 import json
 import logging
+import random
 import shutil
+import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from xtuner.checkpoint.atomic import remove_leftovers, whole_file
+from xtuner.checkpoint.atomic import ASIDE, remove_leftovers, whole_file
 from xtuner.checkpoint.folder import require_space, writing
 from xtuner.checkpoint.run_record import RunRecord, write_run
 from xtuner.checkpoint.state import write_pointer
 from xtuner.engine.lock import Lock
+from xtuner.engine.strategy.world import World
 from xtuner.errors import UserError
 from xtuner.log import LOGGER, add_log_file, close_log_file
+
+PATIENCE = 5.0
+"""Seconds in which a file that one machine made must be seen by the others."""
 
 
 class WorkDir:
@@ -135,6 +141,33 @@ class WorkDir:
         """Close the log file and let others train here."""
         close_log_file(self.handler)
         self.lock.release()
+
+
+def check_common(folder: Path, world: World) -> None:
+    """Make sure that all ranks write into one folder, where each of them writes a part of every checkpoint.
+
+    Raises:
+        UserError: a rank has another one, as happens on machines without a common disk.
+    """
+    token = world.agree(random.SystemRandom().randrange(1, 2**62) if world.rank == 0 else 0)
+    mark = folder / f".{token}{ASIDE}"
+
+    def leave() -> None:
+        with writing(folder):
+            mark.touch()
+
+    world.first(leave)
+    end = time.monotonic() + PATIENCE
+    while not (seen := mark.exists()) and time.monotonic() < end:
+        time.sleep(0.1)
+    blind = world.agree(0 if seen else world.rank)
+    if world.rank == 0:
+        mark.unlink(missing_ok=True)
+    if blind:
+        raise UserError(
+            f"Rank {blind} does not see the work dir of rank 0, and each of them writes a part of every checkpoint.",
+            "Name a folder on a disk that all machines see, the same on all of them, or train with --strategy ddp.",
+        )
 
 
 class Bystander(WorkDir):

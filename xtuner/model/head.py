@@ -79,11 +79,24 @@ def find_head(model: nn.Module) -> Head:
     softcap = getattr(config, "final_logit_softcapping", None)
     module = inner.get_output_embeddings()
     state = getattr(module, "quant_state", None)  # a bare 4-bit layer has it; one with an adapter runs by itself
-    product: Callable[[Tensor], Tensor] = module
+    product: Callable[[Tensor], Tensor] = module.forward if is_one_function(module) else module
     if state is not None:
         packed = Packed4bit.of(module.weight, module.weight.quant_state)
         product = PackedHead(packed, module.bias, module.compute_dtype)
     return Head(module, product, scale, softcap, config.vocab_size)
+
+
+def is_one_function(module: nn.Module) -> bool:
+    """Whether a head computes all by itself, so that its `forward` serves as well as calling it.
+
+    How often a head is called depends on how much of a batch is learned. Where weights are put together whenever a
+    layer is called (ZeRO-3), ranks would wait for ever for one that has less to learn.
+    """
+    if not hasattr(module, "lora_A"):
+        return type(module) is nn.Linear
+    from xtuner.model.lora_layer import LoraLinear  # PEFT, which is loaded if there is an adapter
+
+    return isinstance(module, LoraLinear) and module.adapted(torch.empty(1)) is not None
 
 
 class Decoded(NamedTuple):

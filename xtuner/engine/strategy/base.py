@@ -34,6 +34,10 @@ class Strategy(Protocol):
     """Which rows this rank reads: those of reader number so and so ..."""
     readers: int
     """... of so many; ranks that share a sequence read the same rows."""
+    all_write: bool
+    """Whether every rank writes a part of a checkpoint, so that all must have one work dir."""
+    keeps_float32: bool
+    """Whether trained weights and their moments are float32 in checkpoints, whatever format the model was loaded in."""
 
     def loading_device(self, quantised: bool) -> torch.device:
         """Return where the checkpoint is to be loaded."""

@@ -2,8 +2,9 @@
 
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,18 +15,19 @@ from torch.optim import Optimizer
 from xtuner.checkpoint.atomic import ASIDE, sync_folder
 from xtuner.checkpoint.folder import writing
 from xtuner.checkpoint.state import save_state
-from xtuner.checkpoint.zero import PART_FILE
+from xtuner.checkpoint.zero import MODEL_FILE, PART_FILE
 from xtuner.config.spec import RunSpec
 from xtuner.dataset.batch import Batch
 from xtuner.engine.precision import NOT_FINITE_HELP, Precision
 from xtuner.engine.strategy.base import Accept
 from xtuner.engine.strategy.parallel import Parallel, check_frozen, checksum, is_finite, quantised
+from xtuner.engine.strategy.single import refuse_other
 from xtuner.engine.strategy.unpickle import only_data
 from xtuner.engine.strategy.world import World
-from xtuner.engine.strategy.zero_config import check_tiles, cost_alone, fill_config
+from xtuner.engine.strategy.zero_config import check_tiles, cost_alone, drop_sections, fill_config
 from xtuner.errors import UserError
 from xtuner.log import LOGGER
-from xtuner.model.head import base_model, find_head
+from xtuner.model.head import base_model, find_head, is_one_function
 from xtuner.model.shared_input import compute_apart
 from xtuner.model.trainable import PREFIX
 from xtuner.objective.loss import Loss
@@ -54,6 +56,42 @@ class Root(nn.Module):
         return function()
 
 
+def import_deepspeed(device: torch.device, world: World) -> Any:
+    """Import the package, with what it looks for in the environment.
+
+    Raises:
+        UserError: it is not installed, or cannot compile what it needs on a CPU.
+    """
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # it insists, also where there is one process
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or it warns that it has found no card
+    try:
+        import deepspeed
+    except ImportError as error:
+        what = "is not installed" if error.name == "deepspeed" else f"cannot be loaded: {error}"
+        raise UserError(f"DeepSpeed {what}.", "Type: pip install deepspeed (or xtuner[deepspeed])") from error
+    if device.type == "cpu":
+        compiler = os.environ.get("CXX", "c++")
+        if shutil.which(compiler) is None:
+            raise UserError(
+                f"On a CPU DeepSpeed compiles a part of itself, and there is no C++ compiler {compiler}.",
+                "Install one (apt install g++), or train with --strategy ddp or fsdp.",
+            )
+        LOGGER.info("On a CPU DeepSpeed compiles a part of itself; the first time that takes half a minute.")
+    return deepspeed
+
+
+@contextmanager
+def installed_tools() -> Iterator[None]:
+    """Let what is compiled in this block find the ninja that was installed beside DeepSpeed."""
+    before = os.environ.get("PATH", "")
+    os.environ["PATH"] = os.pathsep.join(filter(None, [before, sysconfig.get_path("scripts")]))
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
+
+
 class DeepSpeed(Parallel):
     """A `Strategy` around DeepSpeed's engine; `config` is its JSON."""
 
@@ -66,16 +104,11 @@ class DeepSpeed(Parallel):
         config: dict[str, Any],
         sequence_parallel_size: int = 1,
     ) -> None:
-        try:
-            import deepspeed
-        except ImportError as error:
-            raise UserError(
-                "DeepSpeed is not installed.", "Type: pip install deepspeed (or xtuner[deepspeed])"
-            ) from error
+        self.deepspeed: Any = import_deepspeed(device, world)
         world.group()
         super().__init__(device, precision, world, spec, sequence_parallel_size)
-        self.deepspeed: Any = deepspeed
-        self.run_spec, self.config = spec, config
+        self.all_write, self.keeps_float32 = world.size > 1, True
+        self.run_spec, self.config = spec, drop_sections(config)
         self.sharded = int((config.get("zero_optimization") or {}).get("stage", 0)) == 3
         check_tiles(spec, world.size, sharded=self.sharded)
         self.engine: Any
@@ -92,7 +125,11 @@ class DeepSpeed(Parallel):
         config = fill_config(self.config, self.run_spec, self.precision, self.world.size, hidden)
         if self.world.size == 1 and (said := cost_alone(config, sum(p.numel() for p in trained))):
             LOGGER.warning(said)
-        self.engine = self.deepspeed.initialize(model=Root(model), optimizer=optimiser(model), config=config)[0]
+        root = Root(model)
+        with installed_tools():
+            self.engine = self.deepspeed.initialize(model=root, optimizer=optimiser(model), config=config)[0]
+        if self.sharded:
+            self._keep_head(root)
         self.optimizer = self.engine.optimizer
         check_frozen(before, checksum(self._one_by_one(quantised(model))), self.world)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -108,8 +145,7 @@ class DeepSpeed(Parallel):
         """Call the objective through the engine, which must see the tensor that is differentiated."""
 
         def compute() -> dict[str, Tensor]:
-            with self._head_in_place():
-                loss = objective(model, batch)
+            loss = objective(model, batch)
             return {**loss.metrics, "xtuner.total": loss.total, "xtuner.weight": loss.weight}
 
         found = self.engine(compute)
@@ -137,14 +173,26 @@ class DeepSpeed(Parallel):
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient; the loss is divided by the targets of all iterations already."""
-        with self._head_in_place():
-            self.engine.backward(loss, scale_wrt_gas=False)
+        self.engine.backward(loss, scale_wrt_gas=False)
 
-    def _head_in_place(self) -> AbstractContextManager[Any]:
-        """Put the head's weights together: the loss holds them while the head is not being called."""
-        head = find_head(self.model).parameters if self.sharded else []
-        found: AbstractContextManager[Any] = self.deepspeed.zero.GatheredParameters(head, enabled=bool(head))
-        return found
+    def _keep_head(self, root: Root) -> None:
+        """Let the head's weights be whole for as long as the root is called: losses use them without calling the head.
+
+        Raises:
+            UserError: the head is more than a product, such as one with an adapter, and has to be called.
+        """
+        head = find_head(self.model).module
+        parameters = list(head.parameters())
+        with self.deepspeed.zero.GatheredParameters(parameters):
+            alone = is_one_function(head)
+        if not alone and self.world.size > 1:
+            raise UserError(
+                f"With ZeRO-3 a model's head cannot be such a {type(head).__name__}: processes would call its parts "
+                "differently often.",
+                "Take ZeRO-2, or leave the head out of model.lora.",
+            )
+        for parameter in parameters:
+            self.deepspeed.zero.register_external_parameter(root, parameter)
 
     def step(self, max_norm: float | None, accept: Accept | None = None) -> Tensor | None:
         """The engine clips and steps."""
@@ -168,14 +216,18 @@ class DeepSpeed(Parallel):
             self.world.first(lambda: save_state(path, {**state, "state_dict": weights}))
             return
         aside = path.with_name(f".{path.name}{ASIDE}")
-        with writing(path):
-            self.engine.save_checkpoint(
-                str(path.parent),
-                tag=aside.name,
-                client_state=dict(state),
-                save_latest=False,
-                exclude_frozen_parameters=True,
-            )
+        try:
+            with writing(path):
+                self.engine.save_checkpoint(
+                    str(path.parent),
+                    tag=aside.name,
+                    client_state=dict(state),
+                    save_latest=False,
+                    exclude_frozen_parameters=True,
+                )
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)  # what is left of it would keep a full disk full
+            raise
 
         def publish() -> None:
             with writing(path):
@@ -187,19 +239,30 @@ class DeepSpeed(Parallel):
 
         self.world.first(publish)
 
+    def check_kind(self, path: Path) -> None:
+        """A folder of DeepSpeed, of as many processes, whose weights were spread as they are now."""
+        names = [file.name for file in path.iterdir()] if path.is_dir() else []
+        parts = sum(PART_FILE.fullmatch(name) is not None for name in names)
+        if not parts:
+            refuse_other(path, "takes folders of DeepSpeed")
+        models = [found for name in names if (found := MODEL_FILE.fullmatch(name))]
+        sharded = any(found[1] is not None for found in models)
+        if parts == self.world.size and sharded == self.sharded and len(models) == (parts if sharded else 1):
+            return
+        was = "ZeRO-3" if sharded else "ZeRO-1 or 2"
+        raise UserError(
+            f"{path} holds {parts} parts of the optimiser and {len(models)} of the model, of {was}; DeepSpeed goes on "
+            f"only with the kind of ZeRO and the number of processes that saved it, here {self.world.size} of "
+            f"{'ZeRO-3' if self.sharded else 'ZeRO-1 or 2'}.",
+            f"Go on as it was saved, or start anew from its weights: model.weights={path}",
+        )
+
     def load(self, path: Path) -> None:
-        """Let DeepSpeed read its folder back; it needs as many processes as have written it.
+        """Let DeepSpeed read its folder back.
 
         Raises:
-            UserError: of another number of processes, not DeepSpeed's, or with something in it that would be run.
+            UserError: it cannot, or there is something in it that would be run.
         """
-        parts = [file for file in path.iterdir() if PART_FILE.fullmatch(file.name)] if path.is_dir() else []
-        if len(parts) != self.world.size:
-            was = f"{len(parts)} processes" if parts else "another strategy"
-            raise UserError(
-                f"{path} was saved by {was}, and DeepSpeed goes on only with its own of {self.world.size}.",
-                f"Go on as it was saved, or start from its weights: model.weights={path}",
-            )
         try:
             with only_data(path, OWN):
                 found, _ = self.engine.load_checkpoint(
@@ -207,7 +270,8 @@ class DeepSpeed(Parallel):
                 )
         except (RuntimeError, KeyError, ValueError, AssertionError) as error:
             raise UserError(
-                f"DeepSpeed cannot go on from {path}: {error}.", f"Start from its weights: model.weights={path}"
+                f"DeepSpeed cannot go on from {path}: {str(error) or type(error).__name__}.",
+                f"Start anew from its weights: model.weights={path}",
             ) from error
         assert found is not None
 

@@ -13,12 +13,14 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from xtuner.checkpoint.dcp import is_dcp
 from xtuner.config.spec import RunSpec
 from xtuner.dataset.batch import Batch
 from xtuner.engine.precision import NOT_FINITE_HELP, Precision
 from xtuner.engine.strategy.base import Accept
 from xtuner.engine.strategy.parallel import Parallel, check_frozen, checksum, is_finite, quantised
 from xtuner.engine.strategy.sharded_state import decode_state, load_sharded, save_sharded
+from xtuner.engine.strategy.single import refuse_other
 from xtuner.engine.strategy.world import World
 from xtuner.errors import UserError
 from xtuner.log import LOGGER
@@ -67,6 +69,7 @@ class FSDP(Parallel):
             )
         if offload and device.type == "cpu":
             raise UserError("strategy.offload has no effect on a CPU.", "Leave it out.")
+        self.all_write = world.size > 1
         self.offload = offload
         self.mesh = init_device_mesh(device.type, (world.size,))
         self.root: Any
@@ -158,13 +161,13 @@ class FSDP(Parallel):
         """Everything in the folder but weights and optimiser."""
         return decode_state(super().read(path))
 
+    def check_kind(self, path: Path) -> None:
+        """A folder of `torch.distributed.checkpoint`."""
+        if not is_dcp(path):
+            refuse_other(path, "takes its own folders")
+
     def load(self, path: Path) -> None:
         """Read this rank's part of weights and moments, whatever number of ranks has written them."""
-        if not path.is_dir():
-            raise UserError(
-                f"{path} was not saved by strategy=fsdp, so a run cannot go on from it with that strategy.",
-                f"Go on with the strategy it was saved with, or start from its weights: model.weights={path}",
-            )
         parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         load_sharded(path, parameters, self.optimizer, self.world)
 

@@ -3,6 +3,7 @@
 Written by torch, read by our own reader, since torch's runs what the folder's pickles say.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from xtuner.checkpoint.atomic import ASIDE, sync_folder
-from xtuner.checkpoint.dcp import is_dcp, load_rows
+from xtuner.checkpoint.dcp import load_rows
 from xtuner.checkpoint.folder import writing
 from xtuner.engine.strategy.world import World
 from xtuner.errors import UserError
@@ -64,8 +65,11 @@ def save_sharded(
     except CheckpointException as error:
         shutil.rmtree(aside, ignore_errors=True)
         rank, (reason, _) = next(iter(error.failures.items()), (0, (error, None)))
+        # torch's writer of files says only that a file is shorter than it should be
+        full = "inline_container" in str(reason) or getattr(reason, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        what = "The disk is full" if full else str(reason)
         raise UserError(
-            f"{path} cannot be written by rank {rank}: {reason}. Earlier checkpoints are intact.",
+            f"{path} cannot be written by rank {rank}: {what}. Earlier checkpoints are intact.",
             "Free some space, or write elsewhere.",
         ) from error
     world.first(publish)
@@ -81,10 +85,8 @@ def load_sharded(path: Path, parameters: Mapping[str, nn.Parameter], optimizer: 
     """Fill the shards of `parameters` and the moments of `optimizer`; each rank reads only what it needs.
 
     Raises:
-        UserError: no such folder, cut short, without moments, or of other weights.
+        UserError: cut short, without moments, or of other weights.
     """
-    if not is_dcp(path):
-        raise UserError(f"{path} is no checkpoint of strategy=fsdp.", "Go on with the strategy it was saved with.")
     stored = load_rows(path)
     if not any(key[0] == MOMENTS for key in stored):
         raise UserError(

@@ -4,13 +4,15 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from xtuner.checkpoint.dcp import is_dcp
 from xtuner.checkpoint.state import load_state, save_state
+from xtuner.checkpoint.zero import find_zero
 from xtuner.config.spec import RunSpec
 from xtuner.dataset.batch import Batch
 from xtuner.engine.precision import NOT_FINITE_HELP, Precision
@@ -29,6 +31,7 @@ class Single:
 
     reader = 0
     readers = 1
+    all_write = False
 
     def __init__(
         self, device: torch.device, precision: Precision, world: World | None = None, spec: RunSpec | None = None
@@ -45,6 +48,7 @@ class Single:
         self.model: nn.Module
         self.optimizer: Optimizer
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.scaled)
+        self.keeps_float32 = precision.scaled
 
     def loading_device(self, quantised: bool) -> torch.device:
         """The device that trains."""
@@ -128,7 +132,17 @@ class Single:
 
     def read(self, path: Path) -> dict[str, Any]:
         """Everything in the file but weights and optimiser."""
+        self.check_kind(path)
         return {key: value for key, value in load_state(path).items() if key not in ("state_dict", "optimizer")}
+
+    def check_kind(self, path: Path) -> None:
+        """Refuse what another strategy has written, before anything large is loaded.
+
+        Raises:
+            UserError: says which one it was.
+        """
+        if path.is_dir():
+            refuse_other(path, "takes files")
 
     def load(self, path: Path) -> None:
         """Weights, moments and loss scale.
@@ -156,6 +170,20 @@ class Single:
     def gather(self) -> dict[str, Tensor]:
         """Copy the trained weights to the CPU."""
         return {name: tensor.detach().cpu() for name, tensor in trainable_state(self.model).items()}
+
+
+def refuse_other(path: Path, takes: str) -> NoReturn:
+    """Say that a checkpoint is of another strategy than the run, which `takes` something else."""
+    if path.is_dir():
+        writer = "strategy=fsdp" if is_dcp(path) else "DeepSpeed" if find_zero(path) else ""
+        if not writer:
+            raise UserError(f"{path} is a folder without a checkpoint in it.", "Give one such as iter_500.pth.")
+    else:
+        writer = "one process or strategy=ddp, or without its optimiser"
+    raise UserError(
+        f"{path} was saved by {writer}, and the strategy of this run {takes}.",
+        f"Go on with the strategy it was saved with, or start anew from its weights: model.weights={path}",
+    )
 
 
 def _is_placed(model: nn.Module, device: torch.device) -> bool:

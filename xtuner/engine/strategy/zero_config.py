@@ -12,6 +12,8 @@ from xtuner.log import LOGGER
 AUTO = "auto"
 OURS = ("optimizer", "scheduler", "data_efficiency", "curriculum_learning")
 """Sections that would do what the run's own settings do."""
+ADAM = ("Adam", "AdamW")
+"""What a section `optimizer` may name beside values that are all "auto": configs written for other tools have it."""
 OF_HIDDEN = {
     "reduce_bucket_size": lambda hidden: hidden * hidden,
     "stage3_prefetch_bucket_size": lambda hidden: hidden * hidden * 9 // 10,
@@ -31,13 +33,7 @@ def fill_config(
     Raises:
         UserError: an "auto" that is not known here, or a section that has no effect.
     """
-    filled = copy.deepcopy(dict(config))
-    for section in OURS:
-        if section in filled:
-            raise UserError(
-                f"The DeepSpeed config has a section {section}, which has no effect: the run's own settings decide.",
-                "Delete it, and set optim, schedule or data of the run.",
-            )
+    filled = drop_sections(config)
     norm = spec.optim.max_norm or 0.0
     batch = spec.loop.batch_size * spec.loop.accumulate * world
     decided: dict[str, Any] = {
@@ -60,6 +56,8 @@ def fill_config(
         if zero.get(name) == AUTO:
             zero[name] = size(hidden)
     filled.setdefault("steps_per_print", 2**31)  # the run has its own log
+    filled.setdefault("zero_allow_untested_optimizer", True)  # the run's optimisers are tested here
+    filled.setdefault("zero_force_ds_cpu_optimizer", False)  # also where it is offloaded
     left = list(_find_auto(filled))
     if left:
         raise UserError(
@@ -67,6 +65,35 @@ def fill_config(
             "Write a number, or leave the line out.",
         )
     return filled
+
+
+def drop_sections(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy without the sections that leave everything to the run.
+
+    Raises:
+        UserError: a section decides something that the run's own settings decide.
+    """
+    left = copy.deepcopy(dict(config))
+    for section in OURS:
+        part = left.pop(section, {})
+        if _decides(section, part):
+            raise UserError(
+                f"The DeepSpeed config has a section {section}, which has no effect: the run's own settings decide.",
+                "Delete it, and set optim, schedule or data of the run.",
+            )
+        if part:
+            LOGGER.info("DeepSpeed's section %s is left out: the run's own settings are its values.", section)
+    return left
+
+
+def _decides(section: str, part: Any) -> bool:
+    """Whether a section says more than "as the run does"."""
+    if not part:
+        return False
+    if not isinstance(part, Mapping) or section not in ("optimizer", "scheduler"):
+        return True
+    known = section == "scheduler" or part.get("type") in ADAM
+    return not known or any(value != AUTO for value in (part.get("params") or {}).values())
 
 
 def check_tiles(spec: RunSpec, num_processes: int, *, sharded: bool) -> None:
