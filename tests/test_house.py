@@ -198,6 +198,12 @@ READING = in_process("from xtuner.cli.load import load_run; load_run(sys.argv[1]
 HELP = [[command, "--help"] for command in COMMANDS]
 
 
+def children_seconds() -> float:
+    """Return the processor's time that programs started here have taken."""
+    used = os.times()
+    return used.children_user + used.children_system
+
+
 @pytest.mark.parametrize(
     ("code", "words", "limit"),
     [
@@ -207,14 +213,15 @@ HELP = [[command, "--help"] for command in COMMANDS]
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_start_up(code: str, words: list[str], limit: float) -> None:
-    """No torch, and within the limit in seconds (best of five: the machine may be busy with other tests)."""
+    """No torch, and within the limit in seconds: best of five by the clock or by the processor's time, since the
+    machine may be busy with other tests."""
     best = float("inf")
     for _ in range(5):
-        start = time.perf_counter()
+        start, spent = time.perf_counter(), children_seconds()
         done = subprocess.run(
             [sys.executable, "-c", code, *words], capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}
         )
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.perf_counter() - start, children_seconds() - spent)
         assert done.returncode == 0, done.stderr
         assert done.stderr == "", f"heavy imports: {done.stderr}"
         if best < limit:

@@ -240,7 +240,7 @@ def test_a_killed_worker_of_the_data_does_not_hang(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"\(rows [\d,]+ to 3,000 of .*a\.json\) was ended from outside") as caught:
         list(encode_source(job, source, workers=2))
     killer.join()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 28  # the row would take 30
     assert "Close other programs" in caught.value.fix
 
 
