@@ -23,6 +23,7 @@ def test_they_go_together():
     [
         ({"lora": LORA, "quant": {"bits": 8, "head": True}}, "model.quant.head has no effect at 8 bits"),
         ({"lora": LORA, "quant": {"bits": 8, "type": "fp8", "head": True}}, "model.quant.head has no effect with fp8"),
+        ({"lora": LORA, "quant": {"bits": 8, "resident": True}}, "model.quant.resident has no effect at 8 bits"),
         ({"lora": LORA, "quant": {"bits": 4, "max_loss_change": 1}}, "max_loss_change has no effect at 4 bits"),
         ({"lora": LORA, "quant": {"bits": 8, "max_loss_change": 1}}, "max_loss_change has no effect at 8 bits"),
         ({"host_embedding": True}, "host_embedding has no effect without model.lora"),

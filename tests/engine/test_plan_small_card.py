@@ -9,6 +9,7 @@ from xtuner.engine.plan.advice import find_change, list_changes
 from xtuner.engine.plan.card import GIB, find_card
 from xtuner.engine.plan.memory import HEAD_SLAB, weigh
 from xtuner.engine.plan.shape import load_shape
+from xtuner.engine.plan.speed import clock
 from xtuner.engine.plan.work import Work
 from xtuner.model.head import base_model
 from xtuner.model.load import load_model
@@ -50,6 +51,20 @@ def test_an_embedding_on_the_host_is_counted_there():
     size = 2 * 32000 * 4096
     assert plain.frozen["bfloat16"] - moved.frozen["bfloat16"] == size
     assert moved.host - plain.host == size
+
+
+def test_weights_in_full_take_memory_and_save_time():
+    """The adapted layers of Llama 2 7B once more in bfloat16; no scratch, and nothing to dequantise."""
+    shape = load_shape(LLAMA2)
+    specs = [spec_of(model={"quant": {"bits": 4, "resident": resident}}) for resident in (False, True)]
+    plain, resident = (frozen(spec, shape) for spec in specs)
+    matrices = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    assert sum(resident.frozen.values()) - sum(plain.frozen.values()) == 2 * matrices
+    assert plain.at_peak["scratch"] > resident.at_peak["scratch"] == 0
+    one, other = (
+        clock(spec, shape, find_card("H200"), Work(512, 512), recompute="none", compiled=True) for spec in specs
+    )
+    assert other.seconds < 0.85 * one.seconds
 
 
 def test_the_slab_is_that_of_the_product():

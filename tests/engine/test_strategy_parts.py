@@ -29,7 +29,7 @@ from xtuner.engine.strategy.parallel import checksum
 from xtuner.engine.strategy.sequence import Ulysses
 from xtuner.engine.strategy.unpickle import only_data
 from xtuner.engine.strategy.world import World
-from xtuner.engine.strategy.zero_config import check_tiles, cost_alone, drop_sections, fill_config
+from xtuner.engine.strategy.zero_config import check_sharded, cost_alone, drop_sections, fill_config
 from xtuner.engine.workdir import check_common
 from xtuner.errors import UserError
 from xtuner.model.attention import PACKED
@@ -162,10 +162,17 @@ def test_sections_that_leave_all_to_the_run_are_left_out():
 def test_tiles_do_not_go_with_zero_3():
     spec = make_spec(model={"path": "m", "recompute": "offload"})
     with pytest.raises(UserError, match="recompute=offload calls an MLP once for every tile"):
-        check_tiles(spec, 2, sharded=True)
-    check_tiles(spec, 1, sharded=True)
-    check_tiles(spec, 2, sharded=False)
-    check_tiles(make_spec(), 2, sharded=True)
+        check_sharded(spec, 2, sharded=True)
+    check_sharded(spec, 1, sharded=True)
+    check_sharded(spec, 2, sharded=False)
+    check_sharded(make_spec(), 2, sharded=True)
+
+
+def test_weights_in_full_do_not_go_with_zero_3():
+    spec = make_spec(model={"path": "m", "lora": {"r": 4}, "quant": {"bits": 4, "resident": True}})
+    with pytest.raises(UserError, match="model.quant.resident has no effect with ZeRO-3"):
+        check_sharded(spec, 1, sharded=True)
+    check_sharded(spec, 2, sharded=False)
 
 
 def test_zero_on_one_card_says_what_it_costs():

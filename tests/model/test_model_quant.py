@@ -10,6 +10,7 @@ from xtuner.config.spec import LoraSpec, ModelSpec, QuantSpec
 from xtuner.errors import UserError
 from xtuner.model.load import check_spec, load_model
 from xtuner.model.lora_layer_4bit import LoraLinear4bit
+from xtuner.model.trainable import load_trainable, trainable_state
 from xtuner.ops.nf4 import dequantise
 from xtuner.ops.packed4bit import Packed4bit
 
@@ -127,3 +128,23 @@ def test_rows_that_end_inside_of_a_block_are_read_right_or_refused(tmp_path, mon
         torch.testing.assert_close(layer(rows), rows @ full.t())
     with pytest.raises(UserError, match=r"rows \(96 numbers in .*feed_forward.w2\) end inside of a block of 64"):
         load(folder, QuantSpec(), train=False, lora=False)
+
+
+def test_weights_in_full_beside_those_of_4_bits_are_the_same_numbers(folder):
+    """Dequantised once instead of in every pass; checkpoints do not hold them."""
+    plain, resident = load(folder, QuantSpec()), load(folder, QuantSpec(resident=True))
+    load_trainable(resident, trainable_state(plain))
+    layers = [module for module in resident.modules() if isinstance(module, LoraLinear4bit)]
+    assert len(layers) == 10
+    for layer in layers:
+        weight = layer.get_base_layer().weight
+        assert torch.equal(layer.resident, dequantize_4bit(weight.data, weight.quant_state))
+    results = []
+    for model in (plain, resident):
+        loss = model(IDS, use_cache=False).logits.logsumexp(-1).sum()
+        loss.backward()
+        results.append([loss, *(value.grad for value in model.parameters() if value.requires_grad)])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+    assert not any("resident" in key for key in resident.state_dict())
+    assert load(folder, QuantSpec(resident=True), train=False).training is False

@@ -112,6 +112,10 @@ def load_model(
         from xtuner.model.quant import check_rows
 
         check_rows(result)
+        if spec.quant.resident and train:
+            from xtuner.model.lora_layer_4bit import keep_in_full
+
+            keep_in_full(result)
     if spec.host_embedding:
         keep_on_host(result)
     if weights is not None:

@@ -104,6 +104,8 @@ def weigh(spec: RunSpec, shape: Shape, card: Card, work: Work, *, recompute: str
     width, stored = WIDTH[formats.compute], WIDTH[formats.weights]
     weight = state.width
     frozen = {} if whole else _frozen(spec, shape, formats, spread)
+    if spec.model.quant is not None and spec.model.quant.resident:
+        frozen[formats.weights] += stored * sum(linear.size for linear in trained.ranks)  # a copy in full
     learned, optimiser = state.weights / spread.weights, state.optimiser / spread.optimiser
     tokens = work.tokens
     parts = kept_by_layer(spec, shape, trained, formats, work, compiled=compiled, is_cpu=card.is_cpu)
@@ -316,7 +318,7 @@ def _head_in_full(spec: RunSpec, shape: Shape, trained: Trained, width: int) -> 
 def _scratch(spec: RunSpec, shape: Shape, work: Work, width: int) -> float:
     """The largest weight while it is multiplied."""
     quant = spec.model.quant
-    if quant is None:
+    if quant is None or quant.resident:
         return 0.0
     largest = max((linear for linear in shape.linears if not linear.fused), key=lambda x: x.outputs * x.inputs)
     size = largest.outputs * largest.inputs

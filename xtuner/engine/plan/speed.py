@@ -85,7 +85,7 @@ def clock(spec: RunSpec, shape: Shape, card: Card, work: Work, *, recompute: str
     moved = tokens * layers * sum(parts.values()) * PASSES[compiled]
     mlp = (parts["mlp"] + parts["wide"]) / sum(parts.values())
     others = moved * (1 + FORWARD_SHARE * (mlp if tiled else again)) / card.bandwidth
-    if quant is not None and not fp8:
+    if quant is not None and not fp8 and not quant.resident:
         weights = sum(linear.size for linear in shape.linears if not linear.fused)
         tiles = -(-tokens // tile) if tiled else 1
         others += weights * DEQUANTISE_BYTES * (2 * tiles + again) / (card.bandwidth * DEQUANTISE_SHARE)

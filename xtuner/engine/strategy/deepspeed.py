@@ -24,7 +24,7 @@ from xtuner.engine.strategy.parallel import Parallel, check_frozen, checksum, is
 from xtuner.engine.strategy.single import refuse_other
 from xtuner.engine.strategy.unpickle import only_data
 from xtuner.engine.strategy.world import World
-from xtuner.engine.strategy.zero_config import check_tiles, cost_alone, drop_sections, fill_config
+from xtuner.engine.strategy.zero_config import check_sharded, cost_alone, drop_sections, fill_config
 from xtuner.errors import UserError
 from xtuner.log import LOGGER
 from xtuner.model.head import base_model, find_head, is_one_function
@@ -110,7 +110,7 @@ class DeepSpeed(Parallel):
         self.all_write, self.keeps_float32 = world.size > 1, True
         self.run_spec, self.config = spec, drop_sections(config)
         self.sharded = int((config.get("zero_optimization") or {}).get("stage", 0)) == 3
-        check_tiles(spec, world.size, sharded=self.sharded)
+        check_sharded(spec, world.size, sharded=self.sharded)
         self.engine: Any
 
     def place(self, model: nn.Module, optimiser: Callable[[nn.Module], Optimizer]) -> nn.Module:

@@ -96,17 +96,22 @@ def _decides(section: str, part: Any) -> bool:
     return not known or any(value != AUTO for value in (part.get("params") or {}).values())
 
 
-def check_tiles(spec: RunSpec, num_processes: int, *, sharded: bool) -> None:
-    """Refuse MLPs in tiles where weights are `sharded` (ZeRO-3), which puts each together whenever it is called.
+def check_sharded(spec: RunSpec, num_processes: int, *, sharded: bool) -> None:
+    """Refuse what does not go where weights are `sharded` (ZeRO-3), which puts each together whenever it is called.
 
     Raises:
-        UserError: `spec` asks for them, and of several processes each has as many tiles as its row is long.
+        UserError: MLPs in tiles, of which each process has as many as its row is long; weights in full beside 4 bits.
     """
     if sharded and num_processes > 1 and spec.model.recompute in ("mlp", "offload"):
         raise UserError(
             f"model.recompute={spec.model.recompute} calls an MLP once for every tile of a row, and with ZeRO-3 all "
             "processes must call it equally often.",
             "Set model.recompute=layers or offload_layers, or take ZeRO-2.",
+        )
+    if sharded and spec.model.quant is not None and spec.model.quant.resident:
+        raise UserError(
+            "model.quant.resident has no effect with ZeRO-3, under which layers hold a part of their weights.",
+            "Leave it out, or take ZeRO-2.",
         )
 
 
