@@ -170,7 +170,7 @@ def test_tiles_do_not_go_with_zero_3():
 
 def test_weights_in_full_do_not_go_with_zero_3():
     spec = make_spec(model={"path": "m", "lora": {"r": 4}, "quant": {"bits": 4, "resident": True}})
-    with pytest.raises(UserError, match="model.quant.resident has no effect with ZeRO-3"):
+    with pytest.raises(UserError, match=r"model\.quant\.resident has no effect with ZeRO-3"):
         check_sharded(spec, 1, sharded=True)
     check_sharded(spec, 2, sharded=False)
 
