@@ -49,10 +49,11 @@ class SharedInput:
         return output
 
 
-def share_inputs(model: nn.Module, base: PreTrainedModel) -> None:
+def share_inputs(model: nn.Module, base: PreTrainedModel, dtype: torch.dtype) -> None:
     """Find the layers of ours in `model` that read the same input, and let them share what they do with it.
 
-    `base` is the transformers model inside; it runs once, on three tokens.
+    `base` is the transformers model inside, whose frozen weights are `dtype`; it runs once, on three tokens, with
+    autocast as in training: weights that are trained whole are fp32 beside others of 16 bits.
     """
     layers: list[Any] = [module for module in model.modules() if hasattr(type(module), "shared_input")]
     calls: list[tuple[Any, Tensor]] = []  # holds the tensors, so that none takes the place of another
@@ -63,8 +64,9 @@ def share_inputs(model: nn.Module, base: PreTrainedModel) -> None:
     hooks = [layer.register_forward_pre_hook(watch) for layer in layers]
     was_training = model.training
     model.eval()
+    mixed = torch.autocast(base.device.type, dtype, enabled=dtype != torch.float32)
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), mixed, torch.compiler.set_stance("force_eager"):
             base(input_ids=torch.tensor([[3, 4, 5]], device=base.device), use_cache=False)
     finally:
         model.train(was_training)
