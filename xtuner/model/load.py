@@ -21,7 +21,7 @@ from xtuner.model.fp8_linear import to_fp8
 from xtuner.model.head import check_head
 from xtuner.model.host_embedding import keep_on_host
 from xtuner.model.position import position_changes
-from xtuner.model.recompute import decoder_layers, set_recompute
+from xtuner.model.recompute import compile_layers, set_recompute
 from xtuner.model.register import build_config, find_class, find_tokenizer, is_reward_model, needs_remote_code
 from xtuner.model.shared_input import share_inputs
 from xtuner.model.trainable import load_trainable
@@ -208,5 +208,4 @@ def prepare_training(model: PreTrainedModel, spec: ModelSpec, *, packed: bool) -
     check_head(model)
     set_recompute(model, spec.recompute, compiled=spec.compile is True)
     if spec.compile is True:
-        for layer in decoder_layers(model):  # one by one: the code of the first serves all of them
-            layer.compile()
+        compile_layers(model)
