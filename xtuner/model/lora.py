@@ -46,8 +46,8 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec) -> "PeftModel":
     The initial weights come from torch's generator (A uniform, B zero, so the model is unchanged at first).
 
     Raises:
-        UserError: a target or module to save that the model does not have, a module to save that is quantised, or DoRA
-            over 8 bits on a CPU.
+        UserError: a target or module to save that the model does not have, a module to save that is quantised, a
+            pattern that fits no layer, or DoRA over 8 bits on a CPU.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -78,6 +78,7 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec) -> "PeftModel":
             "which are one weight per layer that no adapter is put on here.",
             f"Leave model.lora.targets out, or set it to some of: {', '.join(usual)}",
         )
+    _check_patterns(wrapped, spec)
     if num_fused := fused_experts(model):
         LOGGER.info(
             "The adapter leaves the experts as they are: they are fused weights (%s parameters), no linear layers. "
@@ -232,3 +233,16 @@ def _check_trainable(model: nn.Module, saved: list[str]) -> None:
                 f"{word}, which model.lora.modules_to_save trains whole, is stored in 4 or 8 bits.",
                 "Leave it out of model.lora.modules_to_save, or leave model.quant out.",
             )
+
+
+def _check_patterns(wrapped: nn.Module, spec: LoraSpec) -> None:
+    """Refuse ranks and alphas for layers that carry no adapter, which PEFT passes over. It looks for them like this."""
+    adapted = [name for name, module in wrapped.named_modules() if hasattr(module, "lora_A")]
+    for setting, patterns in (("rank_pattern", spec.rank_pattern), ("alpha_pattern", spec.alpha_pattern)):
+        for pattern in patterns:
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in adapted):
+                known = ", ".join(sorted({name.rpartition(".")[2] for name in adapted}))
+                raise UserError(
+                    f"model.lora.{setting} names {pattern}, and no layer with an adapter is called so.",
+                    f"The layers with an adapter are {known}.",
+                )
