@@ -118,6 +118,18 @@ def test_another_tensor_is_another_input(tmp_path):
     assert not left_over(model)
 
 
+def test_what_was_computed_without_gradients_is_not_given_to_training(tmp_path):
+    """As after an interruption: the first layer was asked, the others were not."""
+    model = load(tiny.make_tiny_llama(tmp_path))
+    layers = next(module.shared_input for module in model.modules() if _shares(module)).layers
+    x = torch.randn(1, 3, layers[0].in_features)
+    with torch.no_grad():
+        layers[0](x)
+    assert layers[1](x).requires_grad
+    layers[-1](x)
+    assert not left_over(model)
+
+
 def test_a_disabled_adapter_and_dora_go_their_own_way(tmp_path):
     model = load(tiny.make_tiny_llama(tmp_path))
     with model.disable_adapter():

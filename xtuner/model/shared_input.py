@@ -27,7 +27,8 @@ class SharedInput:
 
     def __init__(self, layers: list[Any]) -> None:
         self.layers = layers
-        self.source: Tensor | None = None
+        self.source: tuple[Tensor, bool] | None = None
+        """What `outputs` were made of, and whether with gradients."""
         self.outputs: list[Tensor] = []
 
     def output(self, layer: Any, x: Tensor) -> Tensor | None:
@@ -35,13 +36,14 @@ class SharedInput:
 
         None where they cannot be computed together (with dropout each draws random numbers of its own).
         """
-        if self.source is not x:
+        graded = torch.is_grad_enabled()
+        if self.source is None or self.source[0] is not x or self.source[1] != graded:
             found = [each.adapted(x) for each in self.layers]
             if any(one is None or one.dropout > 0 or one.dtype != found[0].dtype for one in found):
                 return None
             layers = [one.layer for one in found]
             self.outputs = list(lora_linear(x, layers, dropout=0.0, dtype=found[0].dtype))
-            self.source = x
+            self.source = (x, graded)
         place = next(place for place, each in enumerate(self.layers) if each is layer)
         output = self.outputs[place]
         if place == len(self.layers) - 1:
