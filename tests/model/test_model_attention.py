@@ -191,7 +191,9 @@ def test_check_leaves_the_model_as_it_was(tmp_path):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "use_sliding_window": True}
 MASKED = {
+    "qwen2_moe": ("sliding_window", {**EXPERTS, "layer_types": ["sliding_attention", "full_attention"]}),
     "phimoe": ("sliding_window", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "llama4_text": (
         "attention_chunk_size",
@@ -233,6 +235,14 @@ def test_what_is_advised_then_is_exact(kind):
     packed, _ = packed_and_alone(library, [4, 1, 11, 6])
     _, alone = packed_and_alone(masked(kind, 4, "eager"), [4, 1, 11, 6])
     torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_a_mask_that_no_layer_takes_is_no_window():
+    config = masked("qwen2_moe", 64).config
+    config.layer_types = 2 * ["full_attention"]
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED)
+    check_attention(model)
+    check_windows(model, 1000)
 
 
 @pytest.mark.parametrize("window", [None, 4])

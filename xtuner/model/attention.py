@@ -25,6 +25,9 @@ more where a token goes to another expert for it; a way that leaves something ou
 
 PROBE_LENGTHS = [5, 1, 7]
 
+LIMITED = {"sliding_attention", "chunked_attention"}
+"""Layers that do not look back to the beginning, as transformers calls them."""
+
 WATCHED = "xtuner_watched"
 """The name of the same function while it is watched."""
 
@@ -174,7 +177,9 @@ def check_attention(model: PreTrainedModel) -> None:
     finally:
         model.set_attn_implementation(chosen)
         model.train(was_training)
-    model.mask_window = min(asked) if asked and not told else None  # type: ignore[assignment]
+    kinds = getattr(config, "layer_types", None)  # some ask for a mask that no layer takes
+    limited = kinds is None or not LIMITED.isdisjoint(kinds)
+    model.mask_window = min(asked) if asked and limited and not told else None  # type: ignore[assignment]
     spread = (expected - expected.mean(-1, keepdim=True)).norm()
     if not (found - expected).norm() <= LARGEST_DIFFERENCE * spread:
         raise problem
@@ -184,7 +189,7 @@ def check_windows(model: PreTrainedModel, max_length: int) -> None:
     """Refuse samples of up to `max_length` tokens that are longer than a window of which our function is not told.
 
     Raises:
-        UserError: the model puts a window (Phi-3.5-MoE) or chunks (Llama 4) into its mask alone.
+        UserError: the model puts a window (Phi-3.5-MoE, Qwen2-MoE) or chunks (Llama 4) into its mask alone.
     """
     window = getattr(model, "mask_window", None)
     if window is not None and window < max_length:
@@ -202,7 +207,7 @@ def _watch_windows() -> tuple[set[int], set[int]]:
 
     def watch(function: Callable[..., Any], name: str, seen: set[int]) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:
-            if kwargs.get(name) is not None:
+            if kwargs.get(name):
                 seen.add(kwargs[name])
             return function(*args, **kwargs)
 
