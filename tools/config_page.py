@@ -6,6 +6,7 @@ python tools/config_page.py --check   exit 1 if the page is not what would be wr
 
 import ast
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -34,6 +35,15 @@ PARTS = {
 }
 
 
+PLAIN = {"PositiveInt": "int", "PositiveFloat": "float", "Decay": "float"}
+"""Types with limits -> what they are to a reader."""
+
+
+def type_of(annotation: ast.expr) -> str:
+    """The type as it is written, without limits."""
+    return re.sub("|".join(PLAIN), lambda found: PLAIN[found[0]], ast.unparse(annotation))
+
+
 def default_of(value: ast.expr | None) -> str:
     """The default as it is written, `required` where there is none."""
     if isinstance(value, ast.Call):
@@ -54,7 +64,7 @@ def rows(body: list[ast.stmt]) -> list[str]:
         said = ""
         if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             said = " ".join(str(after.value.value).split())
-        cells = [f"`{ast.unparse(statement.target)}`", f"`{ast.unparse(statement.annotation)}`"]
+        cells = [f"`{ast.unparse(statement.target)}`", f"`{type_of(statement.annotation)}`"]
         cells += [f"`{default_of(statement.value)}`", said]
         found.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return found

@@ -38,3 +38,17 @@ def test_settings_without_effect_are_refused(model, said):
 def test_strategies_that_spread_the_embedding(strategy):
     with pytest.raises(UserError, match=f"strategy={strategy} spreads the embedding"):
         spec_of({"lora": LORA, "host_embedding": True}, strategy={"name": strategy})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"optim": {"betas": [0.9, 1.0]}}, "optim.betas.1 is 1.0; it should be less than 1"),
+        ({"optim": {"eps": 0}}, "optim.eps is 0; it should be greater than 0"),
+        ({"model": {"path": "m", "recompute": 0}}, "model.recompute is 0; it should be 1 or more where it is a number"),
+        ({"model": {"path": "m", "lora": {"rank_pattern": {"wo": 0}}}}, "rank_pattern.wo is 0; it should be greater"),
+    ],
+)
+def test_numbers_that_no_optimiser_or_layer_takes_are_refused_at_once(change, said):
+    with pytest.raises(UserError, match=said):
+        to_spec({"model": {"path": "m"}, "data": {"train": "a.json"}, **change})

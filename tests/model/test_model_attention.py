@@ -3,11 +3,25 @@
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 from transformers.masking_utils import create_causal_mask
 
 from xtuner.errors import UserError
-from xtuner.model.attention import PACKED, attend, check_attention, check_packing, packing_arguments
+from xtuner.model.attention import (
+    PACKED,
+    attend,
+    check_attention,
+    check_packing,
+    check_windows,
+    packing_arguments,
+)
 from xtuner.ops.packing import Packing
 
 SIZES = {
@@ -175,3 +189,64 @@ def test_check_leaves_the_model_as_it_was(tmp_path):
     check_packing(model)
     assert model.training
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "use_sliding_window": True}
+MASKED = {
+    "qwen2_moe": ("sliding_window", {**EXPERTS, "layer_types": ["sliding_attention", "full_attention"]}),
+    "phimoe": ("sliding_window", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "llama4_text": (
+        "attention_chunk_size",
+        {"head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 4, "moe_layers": [1]},
+    ),
+}
+"""Kinds that look back so far and no farther, and say it to their mask alone: the setting that says how far."""
+
+
+def masked(kind, window, implementation=PACKED):
+    torch.manual_seed(0)
+    name, sizes = MASKED[kind]
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = AutoConfig.for_model(kind, **SIZES, **sizes, **special, **{name: window})
+    return AutoModelForCausalLM.from_config(config, attn_implementation=implementation).eval()
+
+
+@pytest.mark.parametrize("kind", MASKED)
+def test_a_window_that_only_the_mask_knows_is_refused_where_samples_are_longer(kind):
+    """Such windows are thousands of tokens in real models, which the short rows of the proofs never reach."""
+    model = masked(kind, 64)
+    check_attention(model)
+    check_packing(model)
+    assert model.config._attn_implementation == PACKED
+    check_windows(model, 64)
+    with pytest.raises(UserError, match="look at 64 tokens at most") as caught:
+        check_windows(model, 65)
+    assert caught.value.fix == "Set data.max_length=64, or model.attention=sdpa"
+    with pytest.raises(UserError, match="leaves out something"):
+        check_attention(masked(kind, 4))
+
+
+@pytest.mark.parametrize("kind", MASKED)
+def test_what_is_advised_then_is_exact(kind):
+    library = masked(kind, 4, "sdpa")
+    check_attention(library)
+    check_packing(library)
+    check_windows(library, 5)
+    packed, _ = packed_and_alone(library, [4, 1, 11, 6])
+    _, alone = packed_and_alone(masked(kind, 4, "eager"), [4, 1, 11, 6])
+    torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_a_mask_that_no_layer_takes_is_no_window():
+    config = masked("qwen2_moe", 64).config
+    config.layer_types = 2 * ["full_attention"]
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED)
+    check_attention(model)
+    check_windows(model, 1000)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_windows_that_attention_is_told_are_no_reason_to_refuse(window):
+    model = mistral(window)
+    check_attention(model)
+    check_windows(model, 1000)

@@ -8,12 +8,15 @@ import sys
 import pytest
 import tiny
 import torch
+from torch._dynamo.utils import counters
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from xtuner.config.spec import LoraSpec, ModelSpec
 from xtuner.errors import UserError
 from xtuner.model.attention import PACKED
 from xtuner.model.checks import check_vocabulary, explain
 from xtuner.model.load import load_model, load_tokenizer
+from xtuner.model.recompute import compile_layers
 
 
 def load(path, train=False, **spec):
@@ -207,3 +210,33 @@ def test_peft_is_imported_only_for_adapters():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class Layer(GradientCheckpointingLayer):
+    def forward(self, hidden, kind):
+        return hidden + len(kind)
+
+
+class Decoder(torch.nn.Module):
+    """Has one layer, which a compiler sees another form of for each word it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = Layer()
+
+    def forward(self, hidden, kind):
+        return self.layer(hidden, kind)
+
+
+def test_no_form_of_a_layer_is_run_uncompiled():
+    """Rows of one sample, of several, of lengths that a kernel takes, without gradients: a real layer has 14 forms, and
+    torch alone would compile 8 of them and run the others as they are, which keeps more than was planned."""
+    torch._dynamo.reset()
+    model = torch.nn.Module()
+    model.base_model_prefix, model.decoder = "decoder", Decoder()
+    compile_layers(model)
+    model.decoder.layer.compile(backend="eager")
+    counters["frames"].clear()
+    for kind in range(14):
+        assert float(model.decoder(torch.zeros(3), "x" * kind).sum()) == 3 * kind
+    assert dict(counters["frames"]) == {"total": 14, "ok": 14}

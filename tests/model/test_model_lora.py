@@ -275,3 +275,11 @@ def test_a_folder_of_torchs_own_checkpoints_is_a_state_and_an_adapter_is_none(tm
     assert is_state(str(tmp_path / "dcp"))
     assert not is_state(str(tmp_path / "hf"))
     assert not is_state(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("setting", ["rank_pattern", "alpha_pattern"])
+def test_patterns_that_fit_no_layer_are_refused(folder, setting):
+    add_lora(base(folder), LoraSpec(r=4, targets=["wo"], **{setting: {r"layers\.0\.attention\.wo": 2}}))
+    with pytest.raises(UserError, match=f"model.lora.{setting} names w1, and no layer") as caught:
+        add_lora(base(folder), LoraSpec(r=4, targets=["wo"], **{setting: {"w1": 2}}))
+    assert caught.value.fix == "The layers with an adapter are wo."

@@ -128,6 +128,28 @@ def test_rows_that_end_inside_of_a_block_are_read_right_or_refused(tmp_path, mon
         torch.testing.assert_close(layer(rows), rows @ full.t())
     with pytest.raises(UserError, match=r"rows \(96 numbers in .*feed_forward.w2\) end inside of a block of 64"):
         load(folder, QuantSpec(), train=False, lora=False)
+    wide = str(tiny.make_tiny_llama(tmp_path / "llama", hidden=96))
+    with pytest.raises(UserError, match=r"rows \(96 numbers in lm_head\) end inside of a block") as caught:
+        load(wide, QuantSpec(head=True))
+    assert caught.value.fix == "Leave model.quant.head out."
+
+
+@pytest.mark.parametrize("quant", [QuantSpec(), QuantSpec(bits=8), QuantSpec(bits=8, type="fp8")])
+@pytest.mark.parametrize("name", ["wo", "feed_forward"])
+def test_a_quantised_layer_is_not_trained_whole(folder, quant, name):
+    spec = ModelSpec(path=str(folder), quant=quant, lora=LoraSpec(r=4, targets=["wqkv"], modules_to_save=[name]))
+    with pytest.raises(UserError, match=f"{name}, .* stored in 4 or 8 bits") as caught:
+        load_model(spec, device="cpu", dtype=torch.float32, train=True)
+    assert "model.lora.modules_to_save" in caught.value.fix
+
+
+def test_dora_over_8_bits_is_refused_on_a_cpu(folder):
+    lora = LoraSpec(r=4, dora=True)
+    with pytest.raises(UserError, match="DoRA"):
+        load_model(
+            ModelSpec(path=folder, quant=QuantSpec(bits=8), lora=lora), device="cpu", dtype=torch.float32, train=True
+        )
+    load_model(ModelSpec(path=folder, quant=QuantSpec(), lora=lora), device="cpu", dtype=torch.float32, train=True)
 
 
 def test_weights_in_full_beside_those_of_4_bits_are_the_same_numbers(folder):

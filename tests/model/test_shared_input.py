@@ -13,11 +13,10 @@ from xtuner.ops import lora_linear as ops
 IDS = torch.arange(5, 25).view(2, 10)
 
 
-def load(folder, **form):
+def load(folder, dtype=torch.float32, **form):
     torch.manual_seed(0)
-    model = load_model(
-        ModelSpec(path=str(folder), **{"lora": LoraSpec(r=4), **form}), device="cpu", dtype=torch.float32, train=True
-    )
+    spec = ModelSpec(path=str(folder), **{"lora": LoraSpec(r=4), **form})
+    model = load_model(spec, device="cpu", dtype=dtype, train=True)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.1)
@@ -54,6 +53,23 @@ def test_layers_are_found_by_what_they_read(tmp_path):
     assert internlm2 == 2 * [["w1", "w3"]]
     some = load(tiny.make_tiny_llama(tmp_path / "some"), lora=LoraSpec(r=4, targets=["q_proj", "v_proj", "up_proj"]))
     assert groups(some) == 2 * [["q_proj", "v_proj"]]
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        LoraSpec(r=4, modules_to_save=["lm_head"]),
+        LoraSpec(r=4, targets=["k_proj", "v_proj"], modules_to_save=["norm", "embed_tokens"]),
+        LoraSpec(r=4, targets=["k_proj", "v_proj"], bias="all"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_that_are_trained_whole_are_of_another_format(tmp_path, lora, dtype):
+    """fp32 beside 16 bits, which is how every card that is not asked otherwise trains."""
+    model = load(tiny.make_tiny_llama(tmp_path, attention_bias=True), lora=lora, dtype=dtype)
+    assert ["k_proj", "v_proj"] in [names[-2:] for names in groups(model)]
+    with torch.autocast("cpu", dtype):
+        assert all(torch.isfinite(value).all() for value in results(model).values())
 
 
 @pytest.mark.parametrize("recompute", ["none", "layers", "mlp"])
@@ -99,6 +115,18 @@ def test_another_tensor_is_another_input(tmp_path):
     found = [layer(x) for layer, x in zip(layers, (one, other, one), strict=True)]
     for given, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(given, wanted)
+    assert not left_over(model)
+
+
+def test_what_was_computed_without_gradients_is_not_given_to_training(tmp_path):
+    """As after an interruption: the first layer was asked, the others were not."""
+    model = load(tiny.make_tiny_llama(tmp_path))
+    layers = next(module.shared_input for module in model.modules() if _shares(module)).layers
+    x = torch.randn(1, 3, layers[0].in_features)
+    with torch.no_grad():
+        layers[0](x)
+    assert layers[1](x).requires_grad
+    layers[-1](x)
     assert not left_over(model)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from stock import STOCK, VOCABULARY, is_known, make_model, save_model
+from stock import SIZES, STOCK, VOCABULARY, is_known, make_model, save_model
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -204,6 +204,24 @@ def test_attention_that_leaves_something_out_is_refused(tmp_path: Path) -> None:
     spec = ModelSpec(path=str(save_model("gemma 2", tmp_path)), attention="sdpa")
     with pytest.raises(UserError, match=r"attention.*model\.attention=eager"):
         load_model(spec, device="cpu", dtype=torch.float32, train=True, packed=False)
+
+
+def test_samples_beyond_a_window_of_the_mask_are_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Phi-3.5-MoE tells its mask alone how far it looks back; what the sentence advises runs.
+
+    Its routers are linear layers by class alone, and carry no adapter.
+    """
+    sizes = {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32}
+    monkeypatch.setitem(STOCK, "phi 3.5 moe", ("phimoe", sizes))  # type: ignore[arg-type]
+    model = save_model("phi 3.5 moe", tmp_path / "model")
+    with pytest.raises(UserError, match=r"32 tokens at most.*data\.max_length=32, or model\.attention=sdpa"):
+        train(make_spec(model, folder))
+    train(make_spec(model, folder, max_length=32))
+    spec = make_spec(model, folder)
+    spec.model.attention = "sdpa"
+    train(spec)
 
 
 def test_positions_that_depend_on_neighbours_are_refused() -> None:

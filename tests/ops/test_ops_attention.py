@@ -41,6 +41,26 @@ def test_segments_see_themselves_only(lengths, window, value_size):
         torch.testing.assert_close(grad, reference)
 
 
+@pytest.mark.parametrize("lengths", [[3] * 6, [9, 9], [12]])
+@pytest.mark.parametrize("window", [None, 4])
+def test_segments_of_one_length_are_a_batch(lengths, window, monkeypatch):
+    """They are where their length is a multiple of 128; the borders are not looked at then."""
+    monkeypatch.setattr("xtuner.ops.attention.LEAST_CUDNN", 3)
+    tensors = states(sum(lengths))
+    borders = Packing.from_lengths(lengths).cu_seqlens.to("meta")
+    out = packed_attention(*tensors, borders, lengths[0], scale=SCALE, window=window)
+    torch.testing.assert_close(out, formula(*tensors, block_mask(lengths, window)))
+
+
+@pytest.mark.parametrize("softcap", [None, 0.5])
+def test_the_borders_of_one_segment_are_not_looked_at(softcap):
+    """A card would have to be waited for."""
+    tensors = states(7)
+    borders = Packing.from_lengths([7]).cu_seqlens.to("meta")
+    out = packed_attention(*tensors, borders, 7, scale=SCALE, softcap=softcap)
+    torch.testing.assert_close(out, causal_attention(*tensors, scale=SCALE, softcap=softcap))
+
+
 def by_hand(query, key, value, allowed, softcap, sinks):
     """Query by query and key by key, as the papers write it."""
     heads, queries, groups = query.shape[1], query.shape[2], query.shape[1] // key.shape[1]

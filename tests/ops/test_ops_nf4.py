@@ -20,6 +20,18 @@ def test_dequantises_to_the_same_bits(double, kind, shape):
         assert torch.equal(dequantise(weight, dtype), numbers(packed, state, dtype)), dtype
 
 
+@pytest.mark.parametrize("double", [True, False])
+def test_an_odd_count_of_numbers(double):
+    """The last byte holds one more."""
+    torch.manual_seed(0)
+    values = torch.randn(3, 21)
+    longer = torch.cat([values.view(1, -1), torch.zeros(1, 1)], dim=1)
+    packed = (quantize_4bit(each, quant_type="nf4", compress_statistics=double) for each in (values, longer))
+    odd, even = (dequantise(Packed4bit.of(*each), torch.float32) for each in packed)
+    assert odd.shape == (3, 21)
+    assert torch.equal(odd.flatten(), even.flatten()[:-1])
+
+
 def test_products_both_ways():
     torch.manual_seed(0)
     packed, state = quantize_4bit(torch.randn(48, 64), quant_type="nf4", compress_statistics=True)

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from xtuner.config.part import Part
@@ -27,9 +27,9 @@ class LoraSpec(Part):
     """Scale by the square root of the rank (https://arxiv.org/abs/2312.03732)."""
     dora: bool = False
     """Train magnitude and direction apart (https://arxiv.org/abs/2402.09353)."""
-    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
     """Module name -> rank, where it differs from `r`."""
-    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    alpha_pattern: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Module name -> alpha, where it differs from `alpha`."""
 
 
@@ -146,7 +146,7 @@ class ModelSpec(Part):
     @classmethod
     def _so_many(cls, value: str | int) -> str | int:
         if isinstance(value, int) and value < 1:
-            raise PydanticCustomError("number", "a number of layers is 1 or more")
+            raise PydanticCustomError("number", "should be 1 or more where it is a number of layers")
         return value
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ another setting makes idle, unless it is the default.
 """
 
 from pathlib import PurePath
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -161,6 +161,10 @@ class DataSpec(Part):
         return value
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""How much of a moment stays at a step."""
+
+
 class OptimSpec(Part):
     """The optimiser. `name` is a row of `engine.OPTIMISERS`."""
 
@@ -173,9 +177,9 @@ class OptimSpec(Part):
     """
     lr: float = Field(default=2e-4, gt=0)
     """The highest learning rate."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the two moments."""
-    eps: float = 1e-8
+    eps: float = Field(default=1e-8, gt=0)
     """Keeps the division by the second moment finite."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Of matrices; norms and biases do not decay."""

@@ -35,6 +35,7 @@ from xtuner.engine.strategy.world import World
 from xtuner.engine.workdir import WorkDir, check_common
 from xtuner.errors import UserError
 from xtuner.log import LOGGER
+from xtuner.model.attention import check_windows
 from xtuner.model.checks import check_rotary, check_vocabulary
 from xtuner.model.foreign_code import announce_code
 from xtuner.model.head import base_model
@@ -125,6 +126,7 @@ def build_run(spec: RunSpec, name: str, work: WorkDir, record: RunRecord, world:
         options["make_fp8"] = gate_fp8(spec.model.quant, batch, precision, record)
     model = load_model(settled, device=home, **options)
     check_rotary(base_model(model).config, spec.data.max_length, packed=packed)
+    check_windows(base_model(model), spec.data.max_length)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # type: ignore[operator]
         check_vocabulary(model, data.train.highest_id(), spec.model.tokenizer or spec.model.path)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

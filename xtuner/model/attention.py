@@ -1,5 +1,6 @@
 """Our attention function behind transformers' `AttentionInterface`, and the proof that a model uses it right."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,12 @@ LARGEST_DIFFERENCE = 0.2
 more where a token goes to another expert for it; a way that leaves something out, more than this."""
 
 PROBE_LENGTHS = [5, 1, 7]
+
+LIMITED = {"sliding_attention", "chunked_attention"}
+"""Layers that do not look back to the beginning, as transformers calls them."""
+
+WATCHED = "xtuner_watched"
+"""The name of the same function while it is watched."""
 
 
 def wants_borders(packing: Packing, model: PreTrainedModel) -> bool:
@@ -142,6 +149,9 @@ def check_packing(model: PreTrainedModel) -> None:
 def check_attention(model: PreTrainedModel) -> None:
     """Prove on a short row that the attention which was chosen computes what the model's own formula (eager) does.
 
+    Windows of real models are longer than such a row: `mask_window` of the model becomes the shortest one of which our
+    function is not told (None: there is none), for `check_windows`.
+
     Raises:
         UserError: it leaves something out, as SDPA does with a soft cap in some versions of transformers.
     """
@@ -157,16 +167,55 @@ def check_attention(model: PreTrainedModel) -> None:
     row = torch.arange(sum(PROBE_LENGTHS), device=model.device).mul(37).add(11).remainder(vocabulary)[None]
     was_training = model.training
     model.eval()
+    asked, told = _watch_windows()
     try:
+        if chosen == PACKED:
+            model.set_attn_implementation(WATCHED)
         found = model(row, use_cache=False).logits.float()
         model.set_attn_implementation("eager")
         expected = model(row, use_cache=False).logits.float()
     finally:
         model.set_attn_implementation(chosen)
         model.train(was_training)
+    kinds = getattr(config, "layer_types", None)  # some ask for a mask that no layer takes
+    limited = kinds is None or not LIMITED.isdisjoint(kinds)
+    model.mask_window = min(asked) if asked and limited and not told else None  # type: ignore[assignment]
     spread = (expected - expected.mean(-1, keepdim=True)).norm()
     if not (found - expected).norm() <= LARGEST_DIFFERENCE * spread:
         raise problem
+
+
+def check_windows(model: PreTrainedModel, max_length: int) -> None:
+    """Refuse samples of up to `max_length` tokens that are longer than a window of which our function is not told.
+
+    Raises:
+        UserError: the model puts a window (Phi-3.5-MoE, Qwen2-MoE) or chunks (Llama 4) into its mask alone.
+    """
+    window = getattr(model, "mask_window", None)
+    if window is not None and window < max_length:
+        raise UserError(
+            f"Layers of this model look at {window} tokens at most, and packed attention is not told of it.",
+            f"Set data.max_length={window}, or model.attention=sdpa",
+        )
+
+
+def _watch_windows() -> tuple[set[int], set[int]]:
+    """Register `attend` and `mask` as WATCHED too; return the windows that masks are asked for from then on, and those
+    that attention is told of."""
+    asked: set[int] = set()
+    told: set[int] = set()
+
+    def watch(function: Callable[..., Any], name: str, seen: set[int]) -> Callable[..., Any]:
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if kwargs.get(name):
+                seen.add(kwargs[name])
+            return function(*args, **kwargs)
+
+        return watched
+
+    AttentionInterface.register(WATCHED, watch(attend, "sliding_window", told))
+    AttentionMaskInterface.register(WATCHED, watch(mask, "local_size", asked))
+    return asked, told
 
 
 def attention_of(model_class: type[PreTrainedModel] | None, wanted: str, *, train: bool) -> str | None:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from xtuner.config.spec import LoraSpec, QuantSpec
 from xtuner.errors import UserError
+from xtuner.model.quant import check_layer
 
 
 def quantise_head(model: PreTrainedModel, spec: QuantSpec, lora: LoraSpec | None) -> None:
@@ -17,7 +18,7 @@ def quantise_head(model: PreTrainedModel, spec: QuantSpec, lora: LoraSpec | None
     It is made of the loaded head, so the card holds both for a moment, before anything else is there.
 
     Raises:
-        UserError: the head is the embedding too, is trained whole, or is no plain linear layer.
+        UserError: the head is the embedding too, is trained whole, is no plain linear layer, or would be read wrong.
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
@@ -36,7 +37,9 @@ def quantise_head(model: PreTrainedModel, spec: QuantSpec, lora: LoraSpec | None
             f"The output head ({name}) is trained whole, so it cannot be stored in 4 bits.",
             f"Leave out model.quant.head, or {name} in model.lora.modules_to_save (model.resize_vocab adds it).",
         )
-    model.set_submodule(name, to_4bit(head, spec))
+    made = to_4bit(head, spec)
+    check_layer(name, made, "Leave model.quant.head out.")
+    model.set_submodule(name, made)
 
 
 def to_4bit(layer: nn.Linear, spec: QuantSpec) -> Linear4bit:

@@ -21,7 +21,7 @@ from xtuner.model.fp8_linear import to_fp8
 from xtuner.model.head import check_head
 from xtuner.model.host_embedding import keep_on_host
 from xtuner.model.position import position_changes
-from xtuner.model.recompute import decoder_layers, set_recompute
+from xtuner.model.recompute import compile_layers, set_recompute
 from xtuner.model.register import build_config, find_class, find_tokenizer, is_reward_model, needs_remote_code
 from xtuner.model.shared_input import share_inputs
 from xtuner.model.trainable import load_trainable
@@ -107,7 +107,7 @@ def load_model(
             if spec.adapter is not None:
                 load_adapter(result, spec.adapter)
             if train and (spec.recompute == "none" or spec.compile is not True):
-                share_inputs(result, model)  # code that is compiled and recomputed must not pass anything on
+                share_inputs(result, model, dtype)  # code that is compiled and recomputed must not pass anything on
     if spec.quant is not None and spec.quant.bits == 4:
         from xtuner.model.quant import check_rows
 
@@ -212,5 +212,4 @@ def prepare_training(model: PreTrainedModel, spec: ModelSpec, *, packed: bool) -
     check_head(model)
     set_recompute(model, spec.recompute, compiled=spec.compile is True)
     if spec.compile is True:
-        for layer in decoder_layers(model):  # one by one: the code of the first serves all of them
-            layer.compile()
+        compile_layers(model)

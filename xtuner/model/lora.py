@@ -31,9 +31,10 @@ NEVER_BY_DEFAULT = ("lm_head", "output_layer")
 """Heads that default targets leave out, as 0.1.x did. InternLM2 calls its head `output`: that one is adapted."""
 
 
-EXPERT_LAYERS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+EXPERT_LAYERS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3", "router"}
 """Names that the linear layers of experts had before transformers 5 made one weight of all experts of a layer. PEFT
-takes some of them for those fused weights even where a shared expert or a dense layer bears the name."""
+takes some of them for those fused weights even where a shared expert or a dense layer bears the name. A router is a
+linear layer that gives more than a product (Phi-3.5-MoE, Llama 4)."""
 
 EVERY_LINEAR = "all-linear"
 """PEFT's word for every linear layer but the head."""
@@ -45,7 +46,8 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec) -> "PeftModel":
     The initial weights come from torch's generator (A uniform, B zero, so the model is unchanged at first).
 
     Raises:
-        UserError: a target or module to save that the model does not have.
+        UserError: a target or module to save that the model does not have, a module to save that is quantised, a
+            pattern that fits no layer, or DoRA over 8 bits on a CPU.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -60,6 +62,12 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec) -> "PeftModel":
             "Name its layers: model.lora.targets=[c_attn,c_proj], for example.",
         )
     _check_names(model, targets, spec.modules_to_save)
+    _check_trainable(model, spec.modules_to_save)
+    if spec.dora and any(value.dtype == torch.int8 and not value.is_cuda for value in model.parameters()):
+        raise UserError(
+            "On a CPU, PEFT loses the scales of 8-bit weights when DoRA reads them.",
+            "Use model.quant.bits=4, or model.lora.dora=false",
+        )
     config = LoraConfig(task_type="CAUSAL_LM", **lora_fields(spec, targets))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about merging into tied heads; export does that itself
@@ -70,6 +78,7 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec) -> "PeftModel":
             "which are one weight per layer that no adapter is put on here.",
             f"Leave model.lora.targets out, or set it to some of: {', '.join(usual)}",
         )
+    _check_patterns(wrapped, spec)
     if num_fused := fused_experts(model):
         LOGGER.info(
             "The adapter leaves the experts as they are: they are fused weights (%s parameters), no linear layers. "
@@ -213,3 +222,27 @@ def _check_names(model: nn.Module, targets: list[str] | str, saved: list[str]) -
         known = default_targets(model)
         hint = did_you_mean(unknown[0], known) or f"Its linear layers are {', '.join(known)}."
         raise UserError(f"The model has no module called {', '.join(unknown)} for an adapter.", hint)
+
+
+def _check_trainable(model: nn.Module, saved: list[str]) -> None:
+    """Refuse to train whole what is quantised, of which PEFT says something about floating points."""
+    for name, module in model.named_modules():
+        word = next((word for word in saved if name == word or name.endswith(f".{word}")), None)
+        if word is not None and not all(value.is_floating_point() for value in module.parameters()):
+            raise UserError(
+                f"{word}, which model.lora.modules_to_save trains whole, is stored in 4 or 8 bits.",
+                "Leave it out of model.lora.modules_to_save, or leave model.quant out.",
+            )
+
+
+def _check_patterns(wrapped: nn.Module, spec: LoraSpec) -> None:
+    """Refuse ranks and alphas for layers that carry no adapter, which PEFT passes over. It looks for them like this."""
+    adapted = [name for name, module in wrapped.named_modules() if hasattr(module, "lora_A")]
+    for setting, patterns in (("rank_pattern", spec.rank_pattern), ("alpha_pattern", spec.alpha_pattern)):
+        for pattern in patterns:
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in adapted):
+                known = ", ".join(sorted({name.rpartition(".")[2] for name in adapted}))
+                raise UserError(
+                    f"model.lora.{setting} names {pattern}, and no layer with an adapter is called so.",
+                    f"The layers with an adapter are {known}.",
+                )

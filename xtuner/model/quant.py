@@ -47,25 +47,37 @@ def has_broken_rows(layer: Any) -> bool:
 
 
 def check_rows(model: nn.Module) -> None:
-    """Refuse 4-bit layers that bitsandbytes itself would compute wrong: its kernels for CPUs with AVX-512 lose their
-    place (0.50.2) where rows are broken. Layers with an adapter of ours are computed by us.
+    """Refuse 4-bit layers that bitsandbytes itself would compute wrong (`check_layer`). Layers with an adapter of ours
+    are computed by us.
 
     Raises:
         UserError: there is such a layer, and this is such a CPU.
     """
-    from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
 
     for name, layer in model.named_modules():
-        if not isinstance(layer, Linear4bit) or name.endswith(".base_layer") or not has_broken_rows(layer):
-            continue
-        weight: Any = layer.weight
-        state = weight.quant_state
-        right = dequantise(Packed4bit.of(weight.data, state), state.dtype)
-        if torch.equal(dequantize_4bit(weight.data, state), right):
+        if isinstance(layer, Linear4bit) and not name.endswith(".base_layer") and has_broken_rows(layer):
+            check_layer(name, layer, "Use 8 bits (--bits 8), or leave the weights as they are.")
             return  # another CPU
+
+
+def check_layer(name: str, layer: Any, fix: str) -> None:
+    """Refuse a 4-bit layer that bitsandbytes reads wrong: its kernels for CPUs with AVX-512 lose their place (0.50.2)
+    where rows are broken. `fix` is what to type.
+
+    Raises:
+        UserError: it does here.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight: Any = layer.weight
+    state = weight.quant_state
+    if not has_broken_rows(layer):
+        return
+    right = dequantise(Packed4bit.of(weight.data, state), state.dtype)
+    if not torch.equal(dequantize_4bit(weight.data, state), right):
         raise UserError(
             f"On this CPU bitsandbytes reads 4-bit weights wrong whose rows ({layer.in_features} numbers in {name}) "
             f"end inside of a block of {state.blocksize}.",
-            "Use 8 bits (--bits 8), or leave the weights as they are.",
+            fix,
         )

@@ -1,4 +1,4 @@
-"""What decoder layers keep for the backward pass, and where: on the card, or on the host."""
+"""What decoder layers keep for the backward pass, and where: on the card, or on the host; compiled layers keep less."""
 
 from collections import deque
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config as tracer
 from torch._functorch import config as compiler
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
@@ -27,6 +28,12 @@ computed again (https://pytorch.org/blog/activation-checkpointing-techniques/)."
 WAY_ACTIVATIONS = 4
 """How many of the largest activations may be between card and host at a time, in each direction: about what the
 attention of a layer keeps, and asks for at once."""
+
+
+MOST_FORMS = 64
+"""Forms of a layer that are compiled at most: with and without gradients, rows of one sample and of several, lengths
+that a kernel takes and others. Beyond it torch runs a form uncompiled, which keeps more memory than was planned; it
+would after 8."""
 
 
 def decoder_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
@@ -59,6 +66,13 @@ def set_recompute(model: PreTrainedModel, recompute: str | int, *, compiled: boo
     if isinstance(recompute, int):
         for layer in decoder_layers(model)[recompute:]:
             layer.gradient_checkpointing = False
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compile the decoder layers one by one: the code of the first serves all of them."""
+    _run_within(getattr(model, model.base_model_prefix), lambda _: tracer.patch(recompile_limit=MOST_FORMS))
+    for layer in decoder_layers(model):
+        layer.compile()
 
 
 def _run_within(decoder: nn.Module, make_context: Callable[[nn.Module], AbstractContextManager[Any]]) -> None:

@@ -27,7 +27,8 @@ class SharedInput:
 
     def __init__(self, layers: list[Any]) -> None:
         self.layers = layers
-        self.source: Tensor | None = None
+        self.source: tuple[Tensor, bool] | None = None
+        """What `outputs` were made of, and whether with gradients."""
         self.outputs: list[Tensor] = []
 
     def output(self, layer: Any, x: Tensor) -> Tensor | None:
@@ -35,13 +36,14 @@ class SharedInput:
 
         None where they cannot be computed together (with dropout each draws random numbers of its own).
         """
-        if self.source is not x:
+        graded = torch.is_grad_enabled()
+        if self.source is None or self.source[0] is not x or self.source[1] != graded:
             found = [each.adapted(x) for each in self.layers]
             if any(one is None or one.dropout > 0 or one.dtype != found[0].dtype for one in found):
                 return None
             layers = [one.layer for one in found]
             self.outputs = list(lora_linear(x, layers, dropout=0.0, dtype=found[0].dtype))
-            self.source = x
+            self.source = (x, graded)
         place = next(place for place, each in enumerate(self.layers) if each is layer)
         output = self.outputs[place]
         if place == len(self.layers) - 1:
@@ -49,10 +51,11 @@ class SharedInput:
         return output
 
 
-def share_inputs(model: nn.Module, base: PreTrainedModel) -> None:
+def share_inputs(model: nn.Module, base: PreTrainedModel, dtype: torch.dtype) -> None:
     """Find the layers of ours in `model` that read the same input, and let them share what they do with it.
 
-    `base` is the transformers model inside; it runs once, on three tokens.
+    `base` is the transformers model inside, whose frozen weights are `dtype`; it runs once, on three tokens, with
+    autocast as in training: weights that are trained whole are fp32 beside others of 16 bits.
     """
     layers: list[Any] = [module for module in model.modules() if hasattr(type(module), "shared_input")]
     calls: list[tuple[Any, Tensor]] = []  # holds the tensors, so that none takes the place of another
@@ -63,8 +66,9 @@ def share_inputs(model: nn.Module, base: PreTrainedModel) -> None:
     hooks = [layer.register_forward_pre_hook(watch) for layer in layers]
     was_training = model.training
     model.eval()
+    mixed = torch.autocast(base.device.type, dtype, enabled=dtype != torch.float32)
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), mixed, torch.compiler.set_stance("force_eager"):
             base(input_ids=torch.tensor([[3, 4, 5]], device=base.device), use_cache=False)
     finally:
         model.train(was_training)

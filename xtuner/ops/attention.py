@@ -2,7 +2,7 @@
 
 import inspect
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -191,13 +191,12 @@ def packed_attention(
         return causal_attention(q, k, v, scale=scale, window=window).transpose(0, 1).flatten(1, 2)[None]
     if plain and _has_varlen_kernel(query, key, value, windowed):
         return _varlen(query, key, value, cu_seqlens, max_seqlen, scale, window)
+    attend = partial(causal_attention, scale=scale, window=window, dropout=dropout, softcap=softcap, sinks=sinks)
+    if num_segments == 1:  # known without a look at the borders, for which a card would be waited for
+        return attend(query, key, value)
     lengths = cu_seqlens.diff().tolist()
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
-    mixed = [
-        causal_attention(q, k, v, scale=scale, window=window, dropout=dropout, softcap=softcap, sinks=sinks)
-        for q, k, v in parts
-    ]
-    return torch.cat(mixed, dim=2)
+    return torch.cat([attend(q, k, v) for q, k, v in parts], dim=2)
 
 
 def _is_half_on_card(query: Tensor, key: Tensor, value: Tensor, capability: tuple[int, int]) -> bool:

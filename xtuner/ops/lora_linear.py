@@ -164,7 +164,7 @@ class _LoraLinear(torch.autograd.Function):
         wanted: list[Tensor | None] = [None] * len(learned)
         if any(ctx.needs_input_grad[4::2]):
             seen = rows if mask is None else rows * mask * keep
-            grads_a = (grad_inner.t() @ seen).split([len(lora_a) for lora_a in learned[::2]])
+            grads_a = _split(grad_inner.t() @ seen, learned, dim=0)
             wanted[::2] = [part.to(lora_a.dtype) for part, lora_a in zip(grads_a, learned[::2], strict=True)]
         if any(ctx.needs_input_grad[5::2]):
             wanted[1::2] = [
@@ -192,9 +192,11 @@ def _stack(lora_a: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return lora_a[0].to(dtype) if len(lora_a) == 1 else torch.cat(list(lora_a)).to(dtype)
 
 
-def _split(inner: Tensor, learned: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return the columns of (N, all R) that belong to each layer."""
-    return inner.split([len(lora_a) for lora_a in learned[::2]], dim=1)
+def _split(together: Tensor, learned: Sequence[Tensor], dim: int = 1) -> tuple[Tensor, ...]:
+    """Return what belongs to each layer of a tensor whose dimension `dim` is all R."""
+    if len(learned) == 2:  # few tokens on a CPU: torch's own function takes as long as a product
+        return (together,)
+    return together.split([len(lora_a) for lora_a in learned[::2]], dim=dim)
 
 
 @torch.library.custom_op("xtuner::adapted_product", mutates_args=())

@@ -51,7 +51,8 @@ def dequantise(weight: Packed4bit, dtype: torch.dtype) -> Tensor:
         scales = weight.scale_code[scales.long()] * outer + weight.scale_offset
     numbers = torch.stack((weight.packed >> 4, weight.packed & 15), dim=1).view(-1)
     values = weight.code[numbers.long()] * scales.repeat_interleave(weight.blocksize)[: len(numbers)]
-    return values.to(dtype).view(weight.shape)
+    rows, columns = weight.shape
+    return values[: rows * columns].to(dtype).view(rows, columns)  # of an odd count the last byte holds one more
 
 
 def in_full(weight: Packed4bit, dtype: torch.dtype) -> Tensor:

@@ -28,6 +28,7 @@ def dequantise(weight: Packed4bit, dtype: torch.dtype) -> Tensor:
             weight.scale_offset if nested else weight.code,
             full,
             num_bytes,
+            full.numel(),
             HALF=half,
             SCALE_BLOCK=weight.scale_blocksize,
             NESTED=nested,
@@ -47,6 +48,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     scale_offset,
     full,
     num_bytes,
+    count,
     HALF: tl.constexpr,
     SCALE_BLOCK: tl.constexpr,
     NESTED: tl.constexpr,
@@ -67,4 +69,4 @@ def _kernel(  # type: ignore[no-untyped-def]
     first = (tl.load(code + (pair >> 4)) * scale[:, None]).to(full.dtype.element_ty)
     second = (tl.load(code + (pair & 15)) * scale[:, None]).to(full.dtype.element_ty)
     wide = 2 * start + tl.arange(0, 2 * HALF)[None, :]
-    tl.store(full + wide, tl.interleave(first, second), mask=wide < 2 * num_bytes)
+    tl.store(full + wide, tl.interleave(first, second), mask=wide < count)
