@@ -1,6 +1,7 @@
 """Several processes that are started by `xtuner train`, and what happens when one of them fails, dies or hangs."""
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -95,7 +96,8 @@ def test_a_rank_that_is_killed_ends_the_others(folder, faults):
     code, said = faults["killed"]
     assert code == 128 + signal.SIGKILL
     assert "Rank 1 was killed (SIGKILL)" in said
-    assert "Rank 1 is gone (Connection closed by peer" in said
+    assert re.search(r"Rank 1 is gone \([^()]*Connection (closed|reset) by peer", said)
+    assert ".cc:" not in said  # gloo names a line of its own source
     assert said.count("The last checkpoint, iter_2.pth, is intact. To go on from it, type:") == 1
     assert "Rank 1 is gone" in log_of(folder, "killed")
     assert read_run(folder / "killed").status == "failed"
