@@ -124,6 +124,21 @@ def test_first_signal_is_a_wish_and_a_second_ctrl_c_acts(number, name, code):
             signal.signal(each, handler)
 
 
+def test_what_was_decided_while_listening_stays_decided():
+    """A rank whose neighbour is gone ignores SIGTERM until it has said why; its launcher sends one at that moment."""
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        with listen():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        signal.signal(signal.SIGTERM, previous)
+        with listen():
+            assert signal.getsignal(signal.SIGTERM) is not previous
+        assert signal.getsignal(signal.SIGTERM) is previous
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def test_a_cpu_computes_float32_and_says_so():
     precision = choose_precision(
         make_spec(loop={"precision": "float16"}, model={"path": "m", "dtype": "bfloat16"}), CPU

@@ -53,4 +53,5 @@ def listen() -> Iterator[Wish]:
         yield wish
     finally:
         for each, handler in previous.items():
-            signal.signal(each, handler)
+            if signal.getsignal(each) is note:  # else something else was decided meanwhile, as when a rank is gone
+                signal.signal(each, handler)
