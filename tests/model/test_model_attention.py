@@ -21,6 +21,7 @@ from xtuner.model.attention import (
     check_packing,
     check_windows,
     packing_arguments,
+    wants_borders,
 )
 from xtuner.ops.packing import Packing
 
@@ -57,6 +58,17 @@ def test_with_borders_transformers_looks_for_none(tmp_path):
     assert create_causal_mask(config=model.config, attention_mask=ready, **rows) is ready
     model.set_attn_implementation("eager")
     assert "attention_mask" not in packing_arguments(Packing.from_lengths([3, 4]), model)
+
+
+def test_a_row_of_one_segment_has_borders_where_the_model_takes_packs(tmp_path):
+    """So it runs the kernels of all rows, and transformers does not look for borders: a card would be waited for."""
+    model = load(tiny.make_tiny_llama, tmp_path, PACKED)
+    one, two = Packing.from_lengths([7]), Packing.from_lengths([3, 4])
+    assert (wants_borders(one, model), wants_borders(two, model)) == (False, True)
+    check_packing(model)
+    assert wants_borders(one, model)
+    model.set_attn_implementation("sdpa")
+    assert (wants_borders(one, model), wants_borders(two, model)) == (False, True)
 
 
 def packed_and_alone(model, lengths):

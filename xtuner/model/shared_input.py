@@ -5,7 +5,7 @@ for the others waits in the object that they share, so this is not for code that
 torch lets no layer leave something for another.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +14,11 @@ from transformers import PreTrainedModel
 from xtuner.ops.lora_linear import lora_linear
 
 
-class Sharing(Protocol):
-    """A layer that can be computed together with others: `LoraLinear`, `LoraLinear4bit`."""
-
-    shared_input: "SharedInput | None"
-
-    def adapted(self, x: Tensor) -> Any: ...
-
-
 class SharedInput:
     """Layers that a model calls with the same tensor, one right after another."""
 
     def __init__(self, layers: list[Any]) -> None:
+        """`layers`: those of `lora_layer` and `lora_layer_4bit`, in the order in which they are called."""
         self.layers = layers
         self.source: tuple[Tensor, bool] | None = None
         """What `outputs` were made of, and whether with gradients."""
