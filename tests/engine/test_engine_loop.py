@@ -17,6 +17,7 @@ from xtuner.engine.interrupt import listen
 from xtuner.engine.loop import run_loop
 from xtuner.engine.resume import check_spec, find_checkpoint, read_meta, restore, save_checkpoint
 from xtuner.engine.run import Callback, Run
+from xtuner.engine.strategy.world import World
 from xtuner.errors import UserError
 from xtuner.objective.loss import Loss
 from xtuner.program import program
@@ -200,6 +201,26 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, code):
     assert run.record.status == "stopped"
     again = finish(resume(folder, "iter_7.pth", **PARTS))
     assert torch.equal(weights(whole), weights(again))
+
+
+class SlowTalk(World):
+    """Ranks that are still talking when a signal comes: what they agree on was asked before it."""
+
+    def __init__(self, run: Run, iteration: int) -> None:
+        self.run, self.iteration = run, iteration
+
+    def agree(self, number: int) -> int:
+        if self.run.iteration == self.iteration:
+            os.kill(os.getpid(), signal.SIGTERM)
+            self.iteration = 0
+        return number
+
+
+def test_a_signal_that_comes_while_the_ranks_agree_is_not_lost(tmp_path):
+    run = make_run(tmp_path, **PARTS)
+    run.strategy.world = SlowTalk(run, 7)
+    with listen() as run.wish, pytest.raises(UserError, match="Stopped by SIGTERM at iteration 8 of 18"):
+        run_loop(run)
 
 
 def test_a_signal_before_the_first_iteration_saves_nothing(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from strategy_fakes import HERE, free_port, losses, type_train
+from strategy_fakes import HERE, free_port, losses, type_train, wait
 from tiny import make_tiny_internlm2
 
 from xtuner.checkpoint.run_record import read_run
@@ -44,7 +44,7 @@ def launch(
 
 
 def wait_for(path: Path, pattern: str, process: subprocess.Popen) -> None:
-    end = time.monotonic() + 90
+    end = time.monotonic() + 240
     while not list(path.glob(pattern)):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end
@@ -65,17 +65,14 @@ def faults(folder):
     for number in range(2):  # two agents, as on two machines, with one process each
         place = {"NPROC_PER_NODE": "1", "NNODES": "2", "NODE_RANK": str(number), "PORT": port}
         running[f"machine {number}"] = launch(folder, "machines", iters=4, **place)
-    found = {}
     try:
-        wait_for(folder / "sigterm", "iter_2.pth", running["sigterm"])
+        wait_for(folder / "sigterm", "iter_*.pth", running["sigterm"])
         running["sigterm"].send_signal(signal.SIGTERM)
-        for name, process in running.items():
-            said = process.communicate(timeout=150)[0]
-            found[name] = (process.returncode, said)
-    finally:
+    except BaseException:
         for process in running.values():
             process.kill()
-    return found
+        raise
+    return dict(zip(running, wait(list(running.values()), timeout=240), strict=True))
 
 
 def log_of(folder: Path, name: str) -> str:

@@ -72,9 +72,14 @@ class Run:
         return self.iteration >= self.num_iters
 
     def stopping(self) -> bool:
-        """Whether someone wished to stop, on any rank; then all ranks know the signal."""
-        self.wish.signal = self.strategy.world.agree(self.wish.signal or 0) or None
-        return self.wish.signal is not None
+        """Whether someone wished to stop, on any rank; then all ranks know the signal.
+
+        A signal that comes while the ranks agree stays noted: they agree on it the next time.
+        """
+        agreed = self.strategy.world.agree(self.wish.signal or 0)
+        if agreed:
+            self.wish.signal = agreed
+        return agreed != 0
 
     def window(self) -> range:
         """Return the iterations of the next optimiser step."""
