@@ -42,7 +42,7 @@ def spec(folder: Path, name: str, *, lora: bool, batch: int, accumulate: int, **
             "log_every": accumulate,
             "precision": parts.pop("precision", "float32"),
         },
-        "optim": {"lr": 1e-2 if lora else 1e-3},
+        "optim": {"lr": 3e-3 if lora else 1e-3},
         "schedule": {"name": "constant", "warmup": 0},
         "checkpoint": {"every": parts.pop("every", 10) * accumulate, "keep": None},
         "work_dir": str(folder / name),

@@ -147,11 +147,11 @@ def learn(model, rows, *, steps, lr, goal=0.0):
 SENTENCES = [torch.arange(5, 17), torch.arange(60, 46, -1)]
 
 
-def check_learning(name, *, quant=None, lr=1e-2, **lora):
+def check_learning(name, *, quant=None, steps=60, **lora):
     """Two sentences are learned by heart with an adapter."""
     torch.manual_seed(0)
     model = load(name, quant=quant, lora=LoraSpec(r=16, alpha=32, **lora), recompute=False)
-    assert learn(model, SENTENCES, steps=60, lr=lr, goal=0.1) < 0.1
+    assert learn(model, SENTENCES, steps=steps, lr=1e-2, goal=0.1) < 0.1
 
 
 def check_merge(name):

@@ -94,8 +94,9 @@ def test_saved_folder_has_the_original_layout(name, tmp_path):
 
 @pytest.mark.parametrize("quant", [None, 4])
 def test_adapters_learn_two_sentences_by_heart(name, quant):
-    """Where the head bounds the loss, the last norm is trained too."""
-    bounded = {"modules_to_save": ["norm"], "lr": 2e-2} if name in BOUNDED else {}
+    """Where the head bounds the loss, the last norm is trained too; that takes longer (of 60 larger steps some bounce,
+    on one kind of CPU beyond the goal)."""
+    bounded = {"modules_to_save": ["norm"], "steps": 120} if name in BOUNDED else {}
     check_learning(name, quant=quant, **bounded)
 
 
