@@ -106,8 +106,8 @@ def load_model(
             result = add_lora(model, lora)
             if spec.adapter is not None:
                 load_adapter(result, spec.adapter)
-            if train and (spec.recompute == "none" or spec.compile is not True):
-                share_inputs(result, model, dtype)  # code that is compiled and recomputed must not pass anything on
+            if train:
+                share_inputs(result, model, dtype)
     if spec.quant is not None and spec.quant.bits == 4:
         from xtuner.model.quant import check_rows
 

@@ -69,8 +69,13 @@ def set_recompute(model: PreTrainedModel, recompute: str | int, *, compiled: boo
 
 
 def compile_layers(model: PreTrainedModel) -> None:
-    """Compile the decoder layers one by one: the code of the first serves all of them."""
-    _run_within(getattr(model, model.base_model_prefix), lambda _: tracer.patch(recompile_limit=MOST_FORMS))
+    """Compile the decoder layers one by one: the code of the first serves all of them.
+
+    Layers that share an input (`shared_input`) leave something for one another, and nothing when the last is done. A
+    compiler is told that this need not happen again where a layer is recomputed, as it must not in what it compiles.
+    """
+    changes = {"recompile_limit": MOST_FORMS, "skip_fwd_side_effects_in_bwd_under_checkpoint": True}
+    _run_within(getattr(model, model.base_model_prefix), lambda _: tracer.patch(changes))
     for layer in decoder_layers(model):
         layer.compile()
 

@@ -1,8 +1,7 @@
 """Adapted layers that read the same input are computed together (query, key and value; gate and up).
 
 Which ones do is not guessed from names: the model runs on a few tokens and is watched. What the first layer computes
-for the others waits in the object that they share, so this is not for code that is compiled and recomputed: there
-torch lets no layer leave something for another.
+for the others waits in the object that they share, until the last of them has asked for it.
 """
 
 from typing import Any
