@@ -13,7 +13,7 @@ TABLES: dict[str, list[str]] = {
         f"liger:{LORA}:2x4096",
         f"unsloth:{LORA}:2x4096",
         f"xtuner:{LORA}:2x4096:recompute=none",
-        "xtuner:fp8:llama3-8b:2x4096:recompute=none",
+        "xtuner:fp8:llama3-8b:2x4096:recompute=none:model.quant.resident=true",
         f"unsloth:{QLORA}:2x4096",
         f"xtuner:{QLORA}:2x4096:recompute=none",
         "unsloth:qlora:internlm2-1.8b:8x4096",

@@ -8,6 +8,7 @@ from bitsandbytes.nn import Int8Params, Params4bit
 
 from xtuner.config.spec import LoraSpec, ModelSpec, QuantSpec
 from xtuner.errors import UserError
+from xtuner.model.fp8_linear import Fp8Linear
 from xtuner.model.load import check_spec, load_model
 from xtuner.model.lora_layer_4bit import LoraLinear4bit
 from xtuner.model.trainable import load_trainable, trainable_state
@@ -152,15 +153,23 @@ def test_dora_over_8_bits_is_refused_on_a_cpu(folder):
     load_model(ModelSpec(path=folder, quant=QuantSpec(), lora=lora), device="cpu", dtype=torch.float32, train=True)
 
 
-def test_weights_in_full_beside_those_of_4_bits_are_the_same_numbers(folder):
-    """Dequantised once instead of in every pass; checkpoints do not hold them."""
-    plain, resident = load(folder, QuantSpec()), load(folder, QuantSpec(resident=True))
+@pytest.mark.parametrize("quant", [QuantSpec(), QuantSpec(bits=8, type="fp8")])
+def test_weights_in_another_form_beside_the_quantised_are_the_same_numbers(folder, quant):
+    """4 bits in full, dequantised once instead of in every pass; FP8 transposed. Checkpoints do not hold them."""
+    more = quant.model_copy(update={"resident": True})
+    plain, resident = load(folder, quant), load(folder, more)
     load_trainable(resident, trainable_state(plain))
-    layers = [module for module in resident.modules() if isinstance(module, LoraLinear4bit)]
-    assert len(layers) == 10
-    for layer in layers:
-        weight = layer.get_base_layer().weight
-        assert torch.equal(layer.resident, dequantize_4bit(weight.data, weight.quant_state))
+    found = 0
+    for layer in resident.modules():
+        if isinstance(layer, LoraLinear4bit):
+            weight = layer.get_base_layer().weight
+            assert torch.equal(layer.resident, dequantize_4bit(weight.data, weight.quant_state))
+            found += 1
+        elif isinstance(layer, Fp8Linear):
+            assert torch.equal(layer.transposed.t(), layer.weight)
+            assert layer.frozen().transposed.is_contiguous()
+            found += 1
+    assert found == 10
     results = []
     for model in (plain, resident):
         loss = model(IDS, use_cache=False).logits.logsumexp(-1).sum()
@@ -168,5 +177,5 @@ def test_weights_in_full_beside_those_of_4_bits_are_the_same_numbers(folder):
         results.append([loss, *(value.grad for value in model.parameters() if value.requires_grad)])
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
-    assert not any("resident" in key for key in resident.state_dict())
-    assert load(folder, QuantSpec(resident=True), train=False).training is False
+    assert not any("resident" in key or "transposed" in key for key in resident.state_dict())
+    assert load(folder, more, train=False).training is False

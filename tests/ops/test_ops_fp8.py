@@ -1,5 +1,7 @@
 """Products with a frozen FP8 weight: how far they may be from the weight they stand for."""
 
+from dataclasses import replace
+
 import torch
 
 from xtuner.ops.fp8 import Fp8Weight, quantise_rows
@@ -30,3 +32,14 @@ def test_products_both_ways():
     out = frozen.linear(rows)
     assert torch.equal(out, frozen.multiply(rows.detach()))
     assert torch.equal(torch.autograd.grad(out, rows, grads)[0], frozen.pull_back(grads))
+
+
+def test_a_transpose_that_is_held_is_the_one_that_would_be_made():
+    torch.manual_seed(0)
+    weight, scales = quantise_rows(torch.randn(48, 64))
+    held = Fp8Weight(weight, scales, weight.t().contiguous())
+    grads = torch.randn(5, 48)
+    assert torch.equal(held.pull_back(grads), Fp8Weight(weight, scales).pull_back(grads))
+    rows = torch.randn(5, 64, requires_grad=True)
+    other = replace(held, transposed=torch.zeros_like(weight.t()))  # it is what the gradient is made of
+    assert not torch.autograd.grad(other.linear(rows), rows, grads)[0].any()

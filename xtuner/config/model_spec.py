@@ -49,15 +49,16 @@ class QuantSpec(Part):
     head: bool = False
     """Store the output head in 4 bits too, where it is not trained and not the embedding (4 bits only)."""
     resident: bool = False
-    """Also hold the adapted layers in the format of products, so that they are dequantised once: the speed of
-    unquantised weights for the memory of both (4 bits only). Their values stay those of 4 bits."""
+    """Also hold what products read: the adapted layers in the format of products, so that 4 bits are dequantised once
+    (the speed of unquantised weights for the memory of both; their values stay those of 4 bits); with fp8 the
+    transposes of the weights, for the backward pass. Not with INT8."""
     max_loss_change: float | None = Field(default=0.05, ge=0)
     """fp8: how much the loss of the first batch may change by the rounding; None: any change is only said."""
 
     @model_validator(mode="after")
     def _of_the_other_bits(self) -> Self:
         if self.bits == 8 and self.type == "fp8":
-            self._refuse_idle("with fp8", "double", "compute_dtype", "int8_threshold", "head", "resident")
+            self._refuse_idle("with fp8", "double", "compute_dtype", "int8_threshold", "head")
         elif self.bits == 8:
             self._refuse_idle("at 8 bits", "type", "double", "compute_dtype", "head", "resident", "max_loss_change")
         else:

@@ -13,6 +13,8 @@ class Fp8Linear(nn.Linear):
 
     scales: Tensor
     """(O, 1)."""
+    transposed: Tensor | None
+    """(I, O), the weight once more; None: it is made when the backward pass asks for it."""
 
     def __init__(self, layer: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -21,11 +23,13 @@ class Fp8Linear(nn.Linear):
         # as bytes: PEFT gives an adapter the dtype of a weight in floating point, which must not be this one
         self.weight = nn.Parameter(weight.view(torch.uint8), requires_grad=False)
         self.register_buffer("scales", scales, persistent=False)
+        self.register_buffer("transposed", None, persistent=False)
         self.bias = layer.bias
 
     def frozen(self) -> Fp8Weight:
         """Return the weight as what it means."""
-        return Fp8Weight(self.weight.view(FORMAT), self.scales)
+        transposed = None if self.transposed is None else self.transposed.view(FORMAT)
+        return Fp8Weight(self.weight.view(FORMAT), self.scales, transposed)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O) in the dtype of `x`."""
@@ -59,3 +63,10 @@ def to_fp8(model: PreTrainedModel) -> None:
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Linear)
         model.set_submodule(name, Fp8Linear(layer))
+
+
+def keep_transposes(model: nn.Module) -> None:
+    """Hold the weights of FP8 layers a second time, in the order in which the backward pass reads them."""
+    for module in model.modules():
+        if isinstance(module, Fp8Linear):
+            module.transposed = module.weight.data.t().contiguous()

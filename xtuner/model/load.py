@@ -17,7 +17,7 @@ from xtuner.errors import UserError
 from xtuner.log import LOGGER
 from xtuner.model.attention import attention_of, check_attention, check_packing
 from xtuner.model.checks import explain, generation_ends, hub_options, not_found, read_json
-from xtuner.model.fp8_linear import to_fp8
+from xtuner.model.fp8_linear import keep_transposes, to_fp8
 from xtuner.model.head import check_head
 from xtuner.model.host_embedding import keep_on_host
 from xtuner.model.position import position_changes
@@ -112,10 +112,13 @@ def load_model(
         from xtuner.model.quant import check_rows
 
         check_rows(result)
-        if spec.quant.resident and train:
+    if spec.quant is not None and spec.quant.resident and train:
+        if spec.quant.bits == 4:
             from xtuner.model.lora_layer_4bit import keep_in_full
 
             keep_in_full(result)
+        else:
+            keep_transposes(result)
     if spec.host_embedding:
         keep_on_host(result)
     if weights is not None:

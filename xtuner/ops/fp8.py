@@ -26,12 +26,13 @@ def quantise_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 class Fp8Weight:
     """A weight (O, I) in FP8 whose rows have `scales` (O, 1) fp32: the true one is about their product.
 
-    It is kept once. Its transpose, which the backward pass needs side by side in memory, is made on the way: one pass
-    over a byte each, small beside the product; and the scales of its columns go into the gradient first.
+    The backward pass needs its `transposed` (I, O) side by side in memory. Where that is not held it is made on the
+    way: one pass over a byte each, small beside the product. The scales of its columns go into the gradient first.
     """
 
     weight: Tensor
     scales: Tensor
+    transposed: Tensor | None = None
 
     def multiply(self, rows: Tensor) -> Tensor:
         """x W^T."""
@@ -41,11 +42,12 @@ class Fp8Weight:
         """g W."""
         few, few_scales = quantise_rows(grads * self.scales.t().to(grads.dtype))
         ones = torch.ones(1, self.weight.shape[1], dtype=torch.float32, device=grads.device)
-        return _scaled_product(few, few_scales, self.weight.t().contiguous().t(), ones, grads.dtype)
+        transposed = self.weight.t().contiguous() if self.transposed is None else self.transposed
+        return _scaled_product(few, few_scales, transposed.t(), ones, grads.dtype)
 
     def linear(self, rows: Tensor) -> Tensor:
         """x W^T with a gradient: rounding has none, so it is told."""
-        output: Tensor = _Fp8Linear.apply(rows, self.weight, self.scales)
+        output: Tensor = _Fp8Linear.apply(rows, self.weight, self.scales, self.transposed)
         return output
 
     def adapted(self, rows: Tensor, inner: Tensor, factor: Tensor) -> Tensor:
@@ -55,14 +57,14 @@ class Fp8Weight:
 
 class _Fp8Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
-        ctx.save_for_backward(weight, scales)
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, scales: Tensor, transposed: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight, scales, transposed)
         return Fp8Weight(weight, scales).multiply(rows)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        return Fp8Weight(*ctx.saved_tensors).pull_back(grad_output), None, None
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
+        return Fp8Weight(*ctx.saved_tensors).pull_back(grad_output), None, None, None
 
 
 def _scaled_product(rows: Tensor, row_scales: Tensor, columns: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:

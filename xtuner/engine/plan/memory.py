@@ -105,7 +105,10 @@ def weigh(spec: RunSpec, shape: Shape, card: Card, work: Work, *, recompute: str
     weight = state.width
     frozen = {} if whole else _frozen(spec, shape, formats, spread)
     if spec.model.quant is not None and spec.model.quant.resident:
-        frozen[formats.weights] += stored * sum(linear.size for linear in trained.ranks)  # a copy in full
+        if spec.model.quant.type == "fp8":
+            frozen["FP8"] += sum(linear.size for linear in shape.linears if not linear.fused)  # the transposes
+        else:
+            frozen[formats.weights] += stored * sum(linear.size for linear in trained.ranks)  # a copy in full
     learned, optimiser = state.weights / spread.weights, state.optimiser / spread.optimiser
     tokens = work.tokens
     parts = kept_by_layer(spec, shape, trained, formats, work, compiled=compiled, is_cpu=card.is_cpu)
@@ -318,11 +321,11 @@ def _head_in_full(spec: RunSpec, shape: Shape, trained: Trained, width: int) -> 
 def _scratch(spec: RunSpec, shape: Shape, work: Work, width: int) -> float:
     """The largest weight while it is multiplied."""
     quant = spec.model.quant
-    if quant is None or quant.resident:
+    fp8 = quant is not None and quant.type == "fp8"
+    if quant is None or (quant.resident and not fp8):
         return 0.0
     largest = max((linear for linear in shape.linears if not linear.fused), key=lambda x: x.outputs * x.inputs)
     size = largest.outputs * largest.inputs
-    if quant.type == "fp8" and quant.bits == 8:
-        # its transpose, and the rows: quantised, and scaled before that
-        return float(size + work.tokens * max(largest.outputs, largest.inputs) * (1 + width))
+    if fp8:  # its transpose, and the rows: quantised, and scaled before that
+        return float((0 if quant.resident else size) + work.tokens * max(largest.outputs, largest.inputs) * (1 + width))
     return float(size * width)

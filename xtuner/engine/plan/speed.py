@@ -89,9 +89,9 @@ def clock(spec: RunSpec, shape: Shape, card: Card, work: Work, *, recompute: str
         weights = sum(linear.size for linear in shape.linears if not linear.fused)
         tiles = -(-tokens // tile) if tiled else 1
         others += weights * DEQUANTISE_BYTES * (2 * tiles + again) / (card.bandwidth * DEQUANTISE_SHARE)
-    if fp8:
+    if quant is not None and fp8:
         rows = sum((x.inputs * (1 + again) + x.outputs) * x.count * x.share for x in shape.linears)
-        weights = sum(linear.size for linear in shape.linears if not linear.fused)
+        weights = 0 if quant.resident else sum(linear.size for linear in shape.linears if not linear.fused)
         others += (tokens * rows * FP8_ROW_BYTES + weights * FP8_WEIGHT_BYTES) / card.bandwidth
     if not card.is_cpu:
         least = layers * LAUNCHES[compiled] * (1 + FORWARD_SHARE * again)
