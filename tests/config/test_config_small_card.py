@@ -40,6 +40,12 @@ def test_strategies_that_spread_the_embedding(strategy):
         spec_of({"lora": LORA, "host_embedding": True}, strategy={"name": strategy})
 
 
+def test_a_strategy_that_puts_one_layer_together_at_a_time():
+    with pytest.raises(UserError, match="offload_groups calls several at once") as caught:
+        spec_of({"lora": LORA, "recompute": "offload_groups"}, strategy={"name": "fsdp"})
+    assert caught.value.fix == "Set model.recompute=offload_layers, or strategy=ddp."
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

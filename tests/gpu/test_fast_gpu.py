@@ -121,9 +121,11 @@ FORMS = {
     "mlp": {"recompute": "mlp"},
     "offload": {"recompute": "offload"},
     "offload of layers": {"recompute": "offload_layers"},
+    "offload of groups": {"recompute": "offload_groups"},
     "compiled layers": {"compile": True, "recompute": "layers"},
     "compiled mlp": {"compile": True, "recompute": "mlp"},
     "compiled offload": {"compile": True, "recompute": "offload"},
+    "compiled groups": {"compile": True, "recompute": "offload_groups"},
 }
 
 
@@ -164,7 +166,8 @@ def test_fifty_iterations_in_fp8_stay_near(tmp_path):
         pytest.skip("needs Hopper")
     folder = tiny.make_tiny_llama(tmp_path)
     plain = trajectory(folder)
-    for compiled in (False, True):
-        found = trajectory(folder, quant=QuantSpec(bits=8, type="fp8"), compile=compiled)
+    for compiled, resident in ((False, False), (True, False), (True, True)):
+        quant = QuantSpec(bits=8, type="fp8", resident=resident)
+        found = trajectory(folder, quant=quant, compile=compiled)
         assert (found - plain).abs().mean() < 0.05
         assert found[-5:].mean() < found[:5].mean() - 0.05

@@ -85,7 +85,7 @@ def test_the_sum_is_cross_entropy_of_the_models_own_logits(folder):
 def test_recompute_changes_nothing(folder):
     parts = samples()
     results = []
-    for recompute in ("none", "layers", "mlp", "offload", "offload_layers", 1):
+    for recompute in ("none", "layers", "mlp", "offload", "offload_layers", "offload_groups", 1):
         torch.manual_seed(0)
         spec = ModelSpec(path=folder, lora=LoraSpec(r=4, dropout=0.2), recompute=recompute)
         model = load_model(spec, device="cpu", dtype=torch.float32, train=True)

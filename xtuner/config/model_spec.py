@@ -112,13 +112,13 @@ class ModelSpec(Part):
     """A .pth whose trained weights are loaded before training (0.1.x `load_from`)."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     """auto: packed attention; the others are the library's own."""
-    recompute: Literal["auto", "none", "mlp", "layers", "offload", "offload_layers"] | int = "auto"
+    recompute: Literal["auto", "none", "mlp", "layers", "offload", "offload_layers", "offload_groups"] | int = "auto"
     """Activations that are recomputed in the backward pass instead of kept (https://arxiv.org/abs/1604.06174).
 
     none; mlp: those of the MLPs, in tiles of tokens; offload: the same, and the rest waits in host memory; layers: all
     but the input of every layer; a number: of so many layers; offload_layers: of every layer, and the inputs wait in
-    host memory (the least of all, for the longest rows); auto: the fastest that fits. true and false mean layers and
-    none.
+    host memory; offload_groups: of every four layers together, whose input waits there, and MLPs in tiles (the least
+    of all, for the longest rows); auto: the fastest that fits. true and false mean layers and none.
     """
     compile: Literal["auto"] | bool = "auto"
     """Fuse the operations of a decoder layer with torch.compile; auto: on a card, in runs that are long enough."""

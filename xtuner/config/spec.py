@@ -320,10 +320,15 @@ class RunSpec(Part):
         return self
 
     @model_validator(mode="after")
-    def _spread_embedding(self) -> Self:
-        if self.model.host_embedding and self.strategy.name in ("fsdp", "deepspeed"):
-            what = f"strategy={self.strategy.name} spreads the embedding over the cards, so it cannot stay on the host"
+    def _spread_weights(self) -> Self:
+        name, what = self.strategy.name, ""
+        if self.model.host_embedding and name in ("fsdp", "deepspeed"):
+            what = f"strategy={name} spreads the embedding over the cards, so it cannot stay on the host"
             fix = "Leave model.host_embedding out, or set strategy=ddp."
+        if self.model.recompute == "offload_groups" and name == "fsdp":
+            what = "strategy=fsdp puts a layer together when it is called, and offload_groups calls several at once"
+            fix = "Set model.recompute=offload_layers, or strategy=ddp."
+        if what:
             raise PydanticCustomError(CLASH, "{what}", {"what": what, "fix": fix})
         return self
 

@@ -20,6 +20,7 @@ from xtuner.model.checks import explain, generation_ends, hub_options, not_found
 from xtuner.model.fp8_linear import keep_transposes, to_fp8
 from xtuner.model.head import check_head
 from xtuner.model.host_embedding import keep_on_host
+from xtuner.model.layer_groups import group_layers
 from xtuner.model.position import position_changes
 from xtuner.model.recompute import compile_layers, set_recompute
 from xtuner.model.register import build_config, find_class, find_tokenizer, is_reward_model, needs_remote_code
@@ -216,3 +217,5 @@ def prepare_training(model: PreTrainedModel, spec: ModelSpec, *, packed: bool) -
     set_recompute(model, spec.recompute, compiled=spec.compile is True)
     if spec.compile is True:
         compile_layers(model)
+    if spec.recompute == "offload_groups":
+        group_layers(getattr(model, model.base_model_prefix))

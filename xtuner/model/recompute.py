@@ -47,14 +47,15 @@ def set_recompute(model: PreTrainedModel, recompute: str | int, *, compiled: boo
     "none"; "layers" ("auto" too, when nobody has planned): every layer keeps its input only; a number: so many layers
     do, the others keep everything; "mlp": the MLPs of all layers do, in tiles of tokens, and the rest is kept;
     "offload": the same, and what is kept waits in pinned host memory; "offload_layers": layers keep their input only,
-    and there.
+    and there; "offload_groups": groups of layers do (`layer_groups`, once the layers are compiled), and their MLPs run
+    in tiles.
     """
     if recompute == "none":
         return
     decoder = getattr(model, model.base_model_prefix)
-    if recompute in ("offload", "offload_layers"):
+    if recompute in ("offload", "offload_layers", "offload_groups"):
         _run_within(decoder, HostStore)
-    if recompute in ("mlp", "offload"):
+    if recompute in ("mlp", "offload", "offload_groups"):
         for layer in decoder_layers(model):
             tile_mlp(layer, compiled=compiled)
         if compiled:

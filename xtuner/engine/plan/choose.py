@@ -52,8 +52,8 @@ def _choose_recompute(spec: RunSpec, shape: Shape, card: Card, work: Work, compi
     if spec.model.recompute != "auto":
         return Chosen(spec.model.recompute, compiled, "", why_compiled)
 
-    def fits(recompute: str | int) -> bool:
-        return _has_room(weigh(spec, shape, card, work, recompute=recompute, compiled=compiled), card)
+    def weigh_as(recompute: str | int) -> Memory:
+        return weigh(spec, shape, card, work, recompute=recompute, compiled=compiled)
 
     def seconds(recompute: str | int) -> float:
         return clock(spec, shape, card, work, recompute=recompute, compiled=compiled).seconds
@@ -61,16 +61,20 @@ def _choose_recompute(spec: RunSpec, shape: Shape, card: Card, work: Work, compi
     def slower(recompute: str | int) -> str:
         return f"{seconds(recompute) / seconds('none') - 1:.0%}"
 
-    if fits("none"):
+    if _has_room(weigh_as("none"), card):
         why = f"all activations fit; recomputing them would take {slower('layers')} longer"
         return Chosen("none", compiled, why, why_compiled)
-    fitting = [way for way in list_ways(spec, shape, card) if fits(way)]
+    fitting = [way for way in list_ways(spec, shape, card) if _has_room(weigh_as(way), card)]
     if fitting:
         best = min(fitting, key=seconds)
         return Chosen(best, compiled, f"the fastest that fits; {slower(best)} slower than none", why_compiled)
-    memory = weigh(spec, shape, card, work, recompute="layers", compiled=compiled)
-    why = "moments must go to the host all the same" if memory.least <= card.memory else "which does not suffice"
-    return Chosen("layers", compiled, why, why_compiled)
+    if weigh_as("layers").least <= card.memory:
+        return Chosen("layers", compiled, "moments must go to the host all the same", why_compiled)
+    barely = [way for way in list_ways(spec, shape, card) if fits(weigh_as(way), card)]
+    if barely:
+        best = min(barely, key=seconds)
+        return Chosen(best, compiled, f"the fastest that barely fits; {slower(best)} slower than none", why_compiled)
+    return Chosen("layers", compiled, "which does not suffice", why_compiled)
 
 
 def _has_room(memory: Memory, card: Card) -> bool:
@@ -86,6 +90,8 @@ def list_ways(spec: RunSpec, shape: Shape, card: Card) -> list[str | int]:
         ways.append("mlp")
     if not card.is_cpu:
         ways += ["offload", "offload_layers"] if plain else ["offload_layers"]
+        if plain and spec.strategy.name != "fsdp":
+            ways.append("offload_groups")
     return ways
 
 

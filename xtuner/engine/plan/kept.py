@@ -18,6 +18,11 @@ WAY_ACTIVATIONS = 4
 """How many inputs of layers are between card and host at a time: `model.recompute.WAY_ACTIVATIONS`, which a test holds
 equal."""
 
+GROUP = 4
+"""Layers of a group: `model.layer_groups.GROUP`, which a test holds equal."""
+TILED = ("mlp", "offload", "offload_groups")
+"""Ways of `model.recompute` whose MLPs run in tiles."""
+
 ATTENTION_SHARE = 4 / 7
 """Of the low-rank products of a layer, those that are not in its MLP."""
 
@@ -77,8 +82,14 @@ def keep(recompute: str | int, layers: int, layer: Layer, tokens: int, inner: in
     One branch for each way of `model.recompute`.
     """
     streams = 2 * layer.boundary
+    tile = min(tokens, max(1, TILE_NUMBERS // inner))
+    if recompute == "offload_groups":
+        waiting = tokens * layer.boundary * -(-layers // GROUP)
+        on_way = 0.0 if is_cpu else tokens * layer.boundary * min(2, -(-layers // GROUP))
+        group = tokens * layer.boundary * min(GROUP, layers)  # the inputs of its layers
+        work = group + tokens * (layer.beside + layer.low_rank + streams) + tile * (layer.mlp + layer.inside)
+        return Kept(waiting if is_cpu else on_way, 0.0 if is_cpu else waiting, work, work + on_way)
     if recompute in ("mlp", "offload"):
-        tile = min(tokens, max(1, TILE_NUMBERS // inner))
         again = tile * (layer.mlp + layer.inside)
         beside = tokens * layer.beside
         stay = layers * tokens * layer.low_rank * ATTENTION_SHARE
@@ -102,7 +113,16 @@ def recomputed_layers(recompute: str | int, layers: int) -> int:
     """Return how many of `layers` are recomputed in the backward pass, as a whole."""
     if isinstance(recompute, int):
         return min(recompute, layers)
-    return layers if recompute in ("layers", "offload_layers") else 0
+    return layers if recompute in ("layers", "offload_layers", "offload_groups") else 0
+
+
+def passes_again(recompute: str | int, layers: int) -> float:
+    """Return how often the backward pass runs the layers forward, beside MLPs in tiles; not all of them is a fraction.
+
+    A group runs for the inputs of its layers, the last of which is not needed for that.
+    """
+    again = recomputed_layers(recompute, layers) / layers
+    return again + (1 - -(-layers // GROUP) / layers) if recompute == "offload_groups" else again
 
 
 def kept_by_layer(

@@ -191,6 +191,7 @@ def _recompute(plan: Plan) -> str:
         "layers": f"all {layers} layers",
         "offload": f"the MLPs of all {layers} layers, the rest waits on the host",
         "offload_layers": f"all {layers} layers, their inputs wait on the host",
+        "offload_groups": f"all {layers} layers, of which the inputs of every fourth wait on the host",
     }
     said = words.get(str(chosen.recompute), f"{recomputed_layers(chosen.recompute, layers)} of {layers} layers")
     return f"{said} ({chosen.why_recompute or 'as asked for'})"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from xtuner.config.spec import RunSpec
 from xtuner.engine.plan.card import Card
 from xtuner.engine.plan.formats import WIDTH, choose_formats
-from xtuner.engine.plan.kept import TILE_NUMBERS, Layer, keep, kept_by_layer, recomputed_layers
+from xtuner.engine.plan.kept import TILE_NUMBERS, TILED, Layer, keep, kept_by_layer, passes_again
 from xtuner.engine.plan.memory import moment_bytes
 from xtuner.engine.plan.shape import Shape
 from xtuner.engine.plan.spread import spread_of
@@ -60,8 +60,8 @@ def clock(spec: RunSpec, shape: Shape, card: Card, work: Work, *, recompute: str
     trained = find_trained(spec, shape)
     whole = is_trained_whole(spec)
     tokens, layers = work.tokens, shape.layers
-    again = recomputed_layers(recompute, layers) / layers
-    tiled = recompute in ("mlp", "offload")
+    again = passes_again(recompute, layers)
+    tiled = recompute in TILED
     times = (3 if whole else 2) + again
     quant = spec.model.quant
     fp8 = quant is not None and quant.bits == 8 and quant.type == "fp8"
@@ -84,7 +84,7 @@ def clock(spec: RunSpec, shape: Shape, card: Card, work: Work, *, recompute: str
     parts = kept_by_layer(spec, shape, trained, formats, work, compiled=compiled, is_cpu=card.is_cpu)
     moved = tokens * layers * sum(parts.values()) * PASSES[compiled]
     mlp = (parts["mlp"] + parts["wide"]) / sum(parts.values())
-    others = moved * (1 + FORWARD_SHARE * (mlp if tiled else again)) / card.bandwidth
+    others = moved * (1 + FORWARD_SHARE * (again + (mlp if tiled else 0))) / card.bandwidth
     if quant is not None and not fp8 and not quant.resident:
         weights = sum(linear.size for linear in shape.linears if not linear.fused)
         tiles = -(-tokens // tile) if tiled else 1
@@ -96,7 +96,7 @@ def clock(spec: RunSpec, shape: Shape, card: Card, work: Work, *, recompute: str
     if not card.is_cpu:
         least = layers * LAUNCHES[compiled] * (1 + FORWARD_SHARE * again)
         others = max(others, least - products - attention)
-    if recompute in ("offload", "offload_layers"):
+    if recompute in ("offload", "offload_layers", "offload_groups"):
         layer = Layer(parts, 2.0 * shape.hidden, 0.0, compiled)
         gone = keep(recompute, layers, layer, tokens, shape.inner, is_cpu=card.is_cpu).host
         forward_pass = products / (times + (0.5 if tiled else 0)) + seen / forward + FORWARD_SHARE * others

@@ -102,7 +102,7 @@ def check_sharded(spec: RunSpec, num_processes: int, *, sharded: bool) -> None:
     Raises:
         UserError: MLPs in tiles, of which each process has as many as its row is long; weights in full beside 4 bits.
     """
-    if sharded and num_processes > 1 and spec.model.recompute in ("mlp", "offload"):
+    if sharded and num_processes > 1 and spec.model.recompute in ("mlp", "offload", "offload_groups"):
         raise UserError(
             f"model.recompute={spec.model.recompute} calls an MLP once for every tile of a row, and with ZeRO-3 all "
             "processes must call it equally often.",
