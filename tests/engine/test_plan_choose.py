@@ -109,7 +109,7 @@ def test_a_run_is_compiled_where_only_that_fits():
     for way in list_ways(spec, shape, card):
         assert weigh(**options, recompute=way, compiled=False).need > card.memory
     chosen = choose(spec, shape, card, work)
-    assert (chosen.recompute, chosen.compiled) == ("offload", True)
+    assert (chosen.recompute, chosen.compiled) == ("offload_groups", True)
     assert "would not fit otherwise" in chosen.why_compiled
     assert make_plan(spec, shape, card, work).fits
     assert not choose(spec, shape, card, work, can_compile=False).compiled

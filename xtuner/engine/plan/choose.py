@@ -32,7 +32,8 @@ class Chosen:
 def choose(spec: RunSpec, shape: Shape, card: Card, work: Work, *, can_compile: bool = True) -> Chosen:
     """Decide what `model.recompute` and `model.compile` leave open ("auto").
 
-    Whether to compile is a matter of time, unless only the other way fits.
+    Whether to compile is a matter of time, unless only the other way fits. A machine that is not here is thought to
+    have twice as much host memory free as its card has; more, where nothing else fits.
     """
     compiled, why_compiled = _choose_compiled(spec, shape, card, work, can_compile)
     chosen = _choose_recompute(spec, shape, card, work, compiled, why_compiled)
@@ -66,7 +67,8 @@ def _choose_recompute(spec: RunSpec, shape: Shape, card: Card, work: Work, compi
         return Chosen("none", compiled, why, why_compiled)
     fitting = [way for way in list_ways(spec, shape, card) if _has_room(weigh_as(way), card)]
     if fitting:
-        best = min(fitting, key=seconds)
+        usual = [way for way in fitting if not math.isinf(card.host) or weigh_as(way).host <= 2 * card.memory]
+        best = min(usual or fitting, key=seconds)
         return Chosen(best, compiled, f"the fastest that fits; {slower(best)} slower than none", why_compiled)
     if weigh_as("layers").least <= card.memory:
         return Chosen("layers", compiled, "moments must go to the host all the same", why_compiled)
