@@ -11,6 +11,8 @@ from xtuner.engine.plan.advice import find_change, list_changes
 from xtuner.engine.plan.card import GIB, find_card
 from xtuner.engine.plan.choose import choose, fits, weigh_chosen
 from xtuner.engine.plan.memory import HEAD_SLAB, weigh
+from xtuner.engine.plan.plan import make_plan
+from xtuner.engine.plan.render import say_change
 from xtuner.engine.plan.shape import load_shape
 from xtuner.engine.plan.speed import clock
 from xtuner.engine.plan.work import Work
@@ -92,6 +94,9 @@ def test_a_7b_model_fits_where_it_did_not():
     assert {"optim.name=paged_adamw_8bit", "model.host_embedding=true"} <= set(words)
     assert not any(word.startswith("data.max_length") for word in words)
     assert memory.least < 0.98 * card.memory
+    assert f"({memory.least / GIB:.2f} GiB, with moments in host memory)" in say_change(
+        make_plan(spec_of(), shape, card, work)
+    )
     smallest = spec_of(
         model={"quant": {"bits": 4, "head": True}, "host_embedding": True},
         optim={"name": "paged_adamw_8bit", "in_backward": True, "max_norm": None},

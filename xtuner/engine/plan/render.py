@@ -7,6 +7,7 @@ from xtuner.config.later import missing_parts
 from xtuner.engine.idle import idle_settings
 from xtuner.engine.plan.card import GIB
 from xtuner.engine.plan.kept import recomputed_layers
+from xtuner.engine.plan.memory import Memory
 from xtuner.engine.plan.plan import Plan
 from xtuner.engine.plan.shape import describe_shape
 from xtuner.engine.plan.spread import spread_of
@@ -50,12 +51,18 @@ def say_change(plan: Plan) -> str:
     if plan.change is None and plan.more_cards is not None:
         count, words, memory = plan.more_cards
         return (
-            f"It fits on {count} such cards (NPROC_PER_NODE={count}) with: {' '.join(words)} ({_gib(memory.need)} GiB)"
+            f"It fits on {count} such cards (NPROC_PER_NODE={count}) with: {' '.join(words)} ({_takes(plan, memory)})"
         )
     if plan.change is None:
         return "No setting makes it fit: use a smaller model, or a card with more memory."
     words, memory = plan.change
-    return f"It fits with: {' '.join(words)} ({_gib(memory.need)} GiB)"
+    return f"It fits with: {' '.join(words)} ({_takes(plan, memory)})"
+
+
+def _takes(plan: Plan, memory: Memory) -> str:
+    if memory.need <= plan.card.memory:
+        return f"{_gib(memory.need)} GiB"
+    return f"{_gib(memory.least)} GiB, with moments in host memory"
 
 
 def _where(plan: Plan) -> str:
