@@ -17,6 +17,8 @@ from xtuner.errors import UserError
 from xtuner.model.load import load_base, load_model
 from xtuner.model.lora import adapter_config, add_lora, default_targets
 from xtuner.model.lora_layer import LoraLinear
+from xtuner.model.lora_layer_4bit import LoraLinear4bit
+from xtuner.model.lora_layer_8bit import LoraLinear8bit
 from xtuner.model.trainable import load_trainable, trainable_state
 
 IDS = torch.arange(5, 45).view(2, 20)
@@ -68,7 +70,10 @@ def test_equals_pefts_own_layers(folder, quant, options):
     ours = shake(adapted(folder, quant=quant, **options))
     config = adapter_config(ours)
     theirs = get_peft_model(base(folder, quant), LoraConfig(**{k: config[k] for k in KEPT}))
-    assert not any(isinstance(module, LoraLinear) for module in theirs.modules())
+    kinds = {None: LoraLinear, 4: LoraLinear4bit, 8: LoraLinear8bit}
+    kind = kinds[quant and quant.bits]
+    assert sum(isinstance(module, kind) for module in ours.modules()) == (11 if quant is None else 10)
+    assert not any(isinstance(module, tuple(kinds.values())) for module in theirs.modules())
     load_trainable(theirs, trainable_state(ours))
     results = []
     for model in (ours, theirs.train()):

@@ -75,7 +75,7 @@ def test_weights_that_are_trained_whole_are_of_another_format(tmp_path, lora, dt
 
 
 @pytest.mark.parametrize("recompute", ["none", "layers", "mlp"])
-@pytest.mark.parametrize("quant", [None, QuantSpec()])
+@pytest.mark.parametrize("quant", [None, QuantSpec(), QuantSpec(bits=8)])
 def test_results_are_those_of_layers_that_compute_apart(tmp_path, quant, recompute):
     model = load(tiny.make_tiny_llama(tmp_path), quant=quant, recompute=recompute)
     together = results(model)
@@ -142,8 +142,9 @@ def test_a_disabled_adapter_and_dora_go_their_own_way(tmp_path):
     assert not left_over(dora)
 
 
+@pytest.mark.parametrize("quant", [None, QuantSpec(bits=8)])
 @pytest.mark.parametrize("recompute", ["none", "layers", "mlp", 1])
-def test_a_compiler_sees_layers_in_one_piece_that_share(tmp_path, monkeypatch, recompute):
+def test_a_compiler_sees_layers_in_one_piece_that_share(tmp_path, monkeypatch, recompute, quant):
     """The narrow product with an input is split for those that share it: four times in a layer, not seven times."""
     products = []
 
@@ -154,7 +155,9 @@ def test_a_compiler_sees_layers_in_one_piece_that_share(tmp_path, monkeypatch, r
 
     torch.compiler.reset()  # torch counts what other tests have compiled of the same code
     monkeypatch.setattr("torch.compile", partial(torch.compile, backend=backend))
-    plain, compiled = (load(tiny.make_tiny_llama(tmp_path), recompute=recompute, compile=how) for how in (False, True))
+    plain, compiled = (
+        load(tiny.make_tiny_llama(tmp_path), recompute=recompute, quant=quant, compile=how) for how in (False, True)
+    )
     expected = results(plain)
     for name, found in results(compiled).items():
         torch.testing.assert_close(found, expected[name], msg=name)

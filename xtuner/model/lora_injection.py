@@ -33,6 +33,10 @@ def make_layer(target: nn.Module, adapter_name: str, *args: Any, **options: Any)
         from xtuner.model.lora_layer_4bit import LoraLinear4bit
 
         return LoraLinear4bit(target, adapter_name, *args, **options)
+    if hasattr(target.weight, "SCB"):
+        from xtuner.model.lora_layer_8bit import LoraLinear8bit
+
+        return LoraLinear8bit(target, adapter_name, *args, **options)
     return None
 
 

@@ -174,16 +174,15 @@ def _inputs(
     """Yield the bytes of a token that the inputs of linear layers take, by place, where a weight behind them learns.
 
     Layers that read the same rows keep them once, but where each of them casts its own copy: under autocast from an
-    fp32 stream, and in PEFT's layer over INT8. What the attention gives is counted there.
+    fp32 stream. What the attention gives is counted there.
     """
-    int8 = spec.model.quant is not None and spec.model.quant.bits == 8 and spec.model.quant.type != "fp8"
     seen: dict[Place, float] = {}
     for linear in shape.linears:
         if not whole and linear not in trained.ranks:
             continue
         times = linear.count * linear.share / shape.layers
-        if copied or int8:
-            if linear.place != "attention_out" or int8:
+        if copied:
+            if linear.place != "attention_out":
                 yield linear.place, times * linear.inputs * width
         elif linear.place == "mlp_out":
             yield linear.place, times * linear.inputs * width
