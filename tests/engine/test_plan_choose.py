@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import stock
 import torch
 
 from xtuner.config.check import to_spec
+from xtuner.config.spec import LoraSpec, ModelSpec
 from xtuner.config.spec_override import override_spec
 from xtuner.engine.memory import advise
 from xtuner.engine.plan.advice import find_change, work_of
@@ -23,6 +25,7 @@ from xtuner.engine.plan.speed import clock
 from xtuner.engine.plan.work import Work, estimate_work, row_of
 from xtuner.engine.strategy.world import World
 from xtuner.errors import UserError
+from xtuner.model.load import load_model
 
 SMALL_MIXTRAL = {
     "num_hidden_layers": 2,
@@ -64,11 +67,27 @@ def test_recompute_is_the_fastest_that_fits(gib, expected):
 def test_experts_have_no_mlp_that_is_recomputed_alone():
     card = find_card("H200")
     experts = shape_of({"model_type": "mixtral", **SMALL_MIXTRAL}, "here", {})
-    assert {"mlp", "offload"} & set(list_ways(spec_of(), experts, card)) == set()
+    assert {"mlp", "offload", "offload_groups"} & set(list_ways(spec_of(), experts, card)) == set()
     assert {"mlp", "offload"} < set(list_ways(spec_of(), load_shape(LLAMA3), card))
     cpu = Card("CPU", 64 * GIB, 1e10, 0.0, (1e10, 1e10), (1e10, 1e10), 1e10, is_cpu=True)
     assert "mlp" in list_ways(spec_of(), load_shape(LLAMA3), cpu)
     assert "offload" not in list_ways(spec_of(), load_shape(LLAMA3), cpu)
+
+
+@pytest.mark.parametrize("name", [name for name, (kind, _) in stock.STOCK.items() if kind != "mamba"])
+def test_ways_that_are_offered_run(name, tmp_path):
+    """A plan must not choose what the model's layers refuse."""
+    folder = str(stock.save_model(name, tmp_path, num_hidden_layers=2))
+    ways = list_ways(spec_of(folder), load_shape(folder), find_card("H200"))
+    for way in ("mlp", "offload_groups"):
+        spec = ModelSpec(path=folder, lora=LoraSpec(r=2), recompute=way)
+        try:
+            model = load_model(spec, device="cpu", dtype=torch.float32, train=True, packed=False)
+            model(input_ids=torch.arange(5, 15)[None], use_cache=False).logits.sum().backward()
+        except UserError:
+            assert way not in ways
+        else:
+            assert way in ways
 
 
 @pytest.mark.parametrize(("checkpoint", "count"), [({"every": 10, "keep": 2}, 2), ({"every": None, "last": True}, 1)])

@@ -17,6 +17,8 @@ FIT_MARGIN = 1.02
 """What is said to fit leaves this much."""
 WHOLE_MLP = ("bloom", "gpt2", "opt")
 """Kinds whose MLP `model.tiled_mlp` refuses."""
+MORE_THAN_ONE = ("codegen", "falcon", "gpt_neo", "gptj", "mpt")
+"""Kinds whose layers give more than what goes to the next one, which `model.layer_groups` refuses."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def list_ways(spec: RunSpec, shape: Shape, card: Card) -> list[str | int]:
         ways.append("mlp")
     if not card.is_cpu:
         ways += ["offload", "offload_layers"] if plain else ["offload_layers"]
-        if plain and spec.strategy.name != "fsdp":
+        if plain and shape.kind not in MORE_THAN_ONE and spec.strategy.name != "fsdp":
             ways.append("offload_groups")
     return ways
 
