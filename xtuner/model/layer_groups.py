@@ -18,8 +18,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from xtuner.errors import UserError
 
 GROUP = 4
-"""Layers of a group. With 32 layers of Llama 3 8B the inputs of 8 remain, 64 kB a token, and four more of one group
-while it runs backward: together fewer than of groups of two, and of eight."""
+"""Layers of a group. Of 32 layers the inputs of 8 remain, and those of one group while it runs backward: 12 together,
+where groups of two would have 18; groups of eight have as many, but more of them on the card."""
 
 FIX = "Set model.recompute=layers"
 
