@@ -13,6 +13,8 @@ from xtuner.engine.train import train
 from xtuner.errors import UserError
 from xtuner.export.to_hf import pth_to_hf
 
+GROUPS = "offload_groups"
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -30,14 +32,16 @@ def folder(tmp_path_factory):
         train(RunSpec.model_validate(values), name=name)
     two = {
         "lora_ddp": spec(folder, "lora_ddp", lora=True, batch=1, accumulate=2, strategy=DDP),
-        "full_ddp": spec(folder, "full_ddp", lora=False, batch=2, accumulate=1, recompute="layers", strategy=DDP),
+        "full_ddp": spec(folder, "full_ddp", lora=False, batch=2, accumulate=1, recompute=GROUPS, strategy=DDP),
         "lora_fsdp": spec(folder, "lora_fsdp", lora=True, batch=1, accumulate=2, strategy=FSDP, recompute="layers"),
         "full_fsdp": spec(folder, "full_fsdp", lora=False, batch=1, accumulate=2, strategy=FSDP),
         "full_fsdp_again": spec(folder, "full_fsdp", lora=False, batch=1, accumulate=2, strategy=FSDP)
         | {"resume": str(folder / "full_fsdp" / "iter_20.pth"), "work_dir": str(folder / "full_fsdp_again")},
         "lora_ddp_again": spec(folder, "lora_ddp_again", lora=True, batch=1, accumulate=2, strategy=DDP)
         | {"resume": str(folder / "lora_ddp" / "iter_20.pth")},
-        "lora_ulysses": spec(folder, "lora_ulysses", lora=True, batch=2, accumulate=2, strategy=ULYSSES),
+        "lora_ulysses": spec(
+            folder, "lora_ulysses", lora=True, batch=2, accumulate=2, strategy=ULYSSES, recompute=GROUPS
+        ),
         "full_ulysses": spec(folder, "full_ulysses", lora=False, batch=4, accumulate=1, strategy=SHARDED_ULYSSES),
         "single_ulysses": spec(folder, "single_ulysses", lora=False, batch=1, accumulate=4, strategy=ULYSSES),
         "packed_ddp": spec(folder, "packed_ddp", lora=True, batch=1, accumulate=2, strategy=DDP, pack=True),

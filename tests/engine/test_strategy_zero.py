@@ -39,7 +39,7 @@ CASES = {
     "full": {"lora": False, "strategy": DDP},
     "full_zero1": {"lora": False, "strategy": zero(1)},
     "full_zero2": {"lora": False, "strategy": zero(2)},
-    "full_zero2_offload": {"lora": False, "strategy": zero("2_offload")},
+    "full_zero2_offload": {"lora": False, "strategy": zero("2_offload"), "recompute": "offload_groups"},
     "full_zero2_json": {"lora": False, "strategy": {"name": "deepspeed", "options": {"config": OF_OTHER_TOOLS}}},
     "full_zero3": {"lora": False, "strategy": zero(3)},
     "lora": {"lora": True, "strategy": DDP},
