@@ -146,7 +146,6 @@ def launch(layout: Layout, words: Sequence[str]) -> int:
     from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError, RendezvousTimeoutError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # our processes say themselves what failed
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // layout.processes, 1)))
     alone = layout.machines == 1
     if layout.port and layout.machine == 0:
@@ -165,6 +164,7 @@ def launch(layout: Layout, words: Sequence[str]) -> int:
         local_addr="localhost" if alone else None,
         max_restarts=0,
     )
+    logging.disable(logging.CRITICAL)  # our processes say themselves what failed
     try:
         elastic_launch(config, sys.executable)("-m", "xtuner", *words)
     except SignalException as stop:
@@ -183,6 +183,8 @@ def launch(layout: Layout, words: Sequence[str]) -> int:
             f"The {layout.machines} machines did not find one another at {layout.address}:{layout.port}.",
             "ADDR must be the address of the machine with NODE_RANK=0, and PORT free there.",
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
     return 0
 
 

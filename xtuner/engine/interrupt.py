@@ -30,6 +30,20 @@ class Wish:
 
 
 @contextmanager
+def at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process as the system does it: where others are waited for in compiled code, Python would hear
+    of it only when the wait is over, half an hour later."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
 def listen() -> Iterator[Wish]:
     """Turn Ctrl-C and SIGTERM into a wish; a second Ctrl-C acts at once, as it did before.
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+from xtuner.engine.interrupt import at_once
 from xtuner.engine.strategy.watch import CAUSE, Cause, Watch, silent_ranks
 from xtuner.errors import UserError
 
@@ -134,11 +135,12 @@ class Processes(World):
             torch.cuda.set_device(self.local_rank)
         limit = timedelta(minutes=MINUTES)
         try:
-            base, _, _ = next(dist.rendezvous("env://", timeout=limit))
-            # the watch speaks first when a rank does not come; gloo's and NCCL's own limits are the last resort
-            later = limit + timedelta(minutes=1)
-            dist.init_process_group(_backend(), store=base, rank=self.rank, world_size=self.size, timeout=later)
-            group = dist.new_group(backend="gloo", timeout=later)
+            with at_once():
+                base, _, _ = next(dist.rendezvous("env://", timeout=limit))
+                # the watch speaks first when a rank does not come; gloo's and NCCL's own limits are the last resort
+                later = limit + timedelta(minutes=1)
+                dist.init_process_group(_backend(), store=base, rank=self.rank, world_size=self.size, timeout=later)
+                group = dist.new_group(backend="gloo", timeout=later)
             assert isinstance(group, dist.ProcessGroup)
             self.control = group
         except (RuntimeError, ValueError) as error:
