@@ -12,7 +12,7 @@ from xtuner.engine import OPTIMISERS
 from xtuner.engine.optim import build_optimiser
 from xtuner.engine.plan.advice import find_change
 from xtuner.engine.plan.card import GIB, Card, find_card
-from xtuner.engine.plan.kept import TILE_NUMBERS, WAY_ACTIVATIONS
+from xtuner.engine.plan.kept import TILE_NUMBERS, WAY_ACTIVATIONS, WAY_INPUTS
 from xtuner.engine.plan.memory import CHUNK_LOGITS, MOMENT_BYTES, TRAINED_CHUNK_LOGITS, moment_bytes, weigh
 from xtuner.engine.plan.plan import make_plan
 from xtuner.engine.plan.probe import make_batch
@@ -173,6 +173,7 @@ def test_offload_moves_what_is_kept_to_the_host():
 
 def test_constants_of_the_layers_are_the_same():
     assert (TILE_NUMBERS, WAY_ACTIVATIONS) == (tiled_mlp.TILE_NUMBERS, recompute.WAY_ACTIVATIONS)
+    assert WAY_INPUTS == recompute.WAY_INPUTS
     assert TRAINED_CHUNK_LOGITS == linear_cross_entropy.TRAINED_CHUNK_LOGITS
 
 

@@ -28,6 +28,8 @@ computed again (https://pytorch.org/blog/activation-checkpointing-techniques/)."
 WAY_ACTIVATIONS = 4
 """How many of the largest activations may be between card and host at a time, in each direction: about what the
 attention of a layer keeps, and asks for at once."""
+WAY_INPUTS = 1
+"""The same where nothing but inputs of layers is moved: the next one, beside the one in use."""
 
 
 MOST_FORMS = 64
@@ -54,7 +56,8 @@ def set_recompute(model: PreTrainedModel, recompute: str | int, *, compiled: boo
         return
     decoder = getattr(model, model.base_model_prefix)
     if recompute in ("offload", "offload_layers", "offload_groups"):
-        _run_within(decoder, HostStore)
+        way = WAY_ACTIVATIONS if recompute == "offload" else WAY_INPUTS
+        _run_within(decoder, lambda module: HostStore(module, way))
     if recompute in ("mlp", "offload", "offload_groups"):
         for layer in decoder_layers(model):
             tile_mlp(layer, compiled=compiled)
@@ -105,9 +108,10 @@ class HostStore(saved_tensors_hooks):
     Memory on the card belongs to the computing stream alone, so that its allocator may use it again at once.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        """The weights and buffers of `module` stay where they are."""
+    def __init__(self, module: nn.Module, way: int) -> None:
+        """Weights and buffers of `module` stay where they are; `way` of the largest activations may be under way."""
         super().__init__(self._keep, self._give_back)
+        self.way = way
         self.kept: list[_Kept] = []
         self.leaving: deque[_Kept] = deque()
         self.largest = LEAST_BYTES
@@ -123,7 +127,7 @@ class HostStore(saved_tensors_hooks):
         kept = _Kept(tensor, len(self.kept))
         self.kept.append(kept)
         self.leaving.append(kept)
-        self._wait_until_gone(WAY_ACTIVATIONS * self.largest)
+        self._wait_until_gone(self.way * self.largest)
         return kept
 
     def _wait_until_gone(self, limit: int) -> None:
@@ -141,7 +145,7 @@ class HostStore(saved_tensors_hooks):
         coming = 0
         for place in range(kept.place - 1, -1, -1):
             coming += self.kept[place].start_fetching()
-            if coming >= WAY_ACTIVATIONS * self.largest:
+            if coming >= self.way * self.largest:
                 break
         return tensor
 

@@ -17,6 +17,8 @@ TILE_NUMBERS = 2**26
 WAY_ACTIVATIONS = 4
 """How many inputs of layers are between card and host at a time: `model.recompute.WAY_ACTIVATIONS`, which a test holds
 equal."""
+WAY_INPUTS = 1
+"""The same where inputs alone are moved, beside the one in use: `model.recompute.WAY_INPUTS`."""
 
 GROUP = 4
 """Layers of a group: `model.layer_groups.GROUP`, which a test holds equal."""
@@ -85,7 +87,7 @@ def keep(recompute: str | int, layers: int, layer: Layer, tokens: int, inner: in
     tile = min(tokens, max(1, TILE_NUMBERS // inner))
     if recompute == "offload_groups":
         waiting = tokens * layer.boundary * -(-layers // GROUP)
-        on_way = 0.0 if is_cpu else tokens * layer.boundary * min(2, -(-layers // GROUP))
+        on_way = 0.0 if is_cpu else tokens * layer.boundary * min(1 + WAY_INPUTS, -(-layers // GROUP))
         group = tokens * layer.boundary * min(GROUP, layers)  # the inputs of its layers
         work = group + tokens * (layer.beside + layer.low_rank + streams) + tile * (layer.mlp + layer.inside)
         return Kept(waiting if is_cpu else on_way, 0.0 if is_cpu else waiting, work, work + on_way)
@@ -104,7 +106,7 @@ def keep(recompute: str | int, layers: int, layer: Layer, tokens: int, inner: in
     again = inside + (tokens * layer.whole if redone == layers else 0.0)
     work = inside + tokens * (layer.whole + layer.boundary)
     if recompute == "offload_layers" and not is_cpu:
-        on_way = tokens * layer.boundary * min(2, layers)  # the one in use, and the next on its way
+        on_way = tokens * layer.boundary * min(1 + WAY_INPUTS, layers)
         return Kept(on_way, waiting, again, work)
     return Kept(waiting + (layers - redone) * tokens * layer.whole, 0.0, again, work)
 
