@@ -124,6 +124,31 @@ def test_first_signal_is_a_wish_and_a_second_ctrl_c_acts(number, name, code):
             signal.signal(each, handler)
 
 
+def test_who_has_obeyed_is_not_ended_before_it_has_said_so():
+    """A scheduler sends SIGTERM to a rank and to its launcher, which passes it on: the second comes at any moment."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with listen():
+        pass
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with listen() as wish:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert wish.name == "SIGTERM"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # Ctrl-C still acts
+
+
+def test_the_end_of_the_terminal_is_a_wish_but_not_under_nohup():
+    with listen() as wish:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert (wish.name, wish.exit_code) == ("SIGHUP (its terminal is gone)", 129)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with listen() as wish:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert wish.signal is None
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
 def test_what_was_decided_while_listening_stays_decided():
     """A rank whose neighbour is gone ignores SIGTERM until it has said why; its launcher sends one at that moment."""
     previous = signal.getsignal(signal.SIGTERM)

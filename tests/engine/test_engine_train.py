@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from xtuner.checkpoint.adapter import write_adapter
 from xtuner.checkpoint.run_record import read_run
 from xtuner.checkpoint.state import find_last, load_state
 from xtuner.config.spec import RunSpec
@@ -215,6 +216,21 @@ def test_killed_while_saving(whole, folder):
     train(spec)
     same(work_dir, whole, reached)
     assert not list(work_dir.glob(".*"))
+
+
+def test_a_signal_while_the_adapter_is_written_finishes_the_run(folder, monkeypatch):
+    """The weights are learned and saved, and the rest is a moment."""
+    plain = write_adapter
+
+    def write(*words, **more):
+        os.kill(os.getpid(), signal.SIGTERM)
+        plain(*words, **more)
+
+    monkeypatch.setattr("xtuner.engine.train.write_adapter", write)
+    signal.signal(signal.SIGTERM, lambda *_: pytest.fail("it was not waited for"))
+    work_dir = train(make_spec(folder, "late", loop={"max_iters": 2}, probe=None))
+    assert read_run(work_dir).status == "finished"
+    assert (work_dir / "adapter" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("number", [1, 8])
