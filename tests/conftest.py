@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared among workers
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-HEARD = ("SIGINT", "SIGTERM", "SIGHUP")
+HEARD = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 
 
 @pytest.fixture(autouse=True)

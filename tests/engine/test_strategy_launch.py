@@ -7,7 +7,7 @@ import socket
 import pytest
 from torch.distributed.elastic.multiprocessing import api
 
-from xtuner.cli.launch import Agent, Layout, first_host, heeded_signals, is_first_here, launch, read_layout, take_place
+from xtuner.cli.launch import Agent, Layout, first_host, heed_signals, is_first_here, launch, read_layout, take_place
 from xtuner.errors import UserError
 
 
@@ -63,11 +63,31 @@ def test_first_host(names, first):
     assert first_host(names) == first
 
 
-def test_a_launcher_under_nohup_outlives_its_terminal():
+def hear(*numbers: int) -> list[int]:
+    """Send signals to this process, as a launcher; returns those that raised."""
+    raised = []
+    for number in numbers:
+        try:
+            os.kill(os.getpid(), number)
+        except api.SignalException as stop:
+            raised.append(int(stop.sigval))
+    return raised
+
+
+def test_a_launcher_passes_a_signal_on_once():
+    """At a further one it would leave processes that are still saving."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    assert "SIGHUP" in heeded_signals().split(",")
+    heed_signals(api.SignalException)
+    assert hear(signal.SIGTERM, signal.SIGTERM, signal.SIGHUP) == [signal.SIGTERM]
+    assert hear(signal.SIGINT, signal.SIGINT) == [signal.SIGINT, signal.SIGINT]
+    heed_signals(api.SignalException)
+    assert hear(signal.SIGHUP, signal.SIGTERM) == [signal.SIGHUP]
+
+
+def test_a_launcher_under_nohup_outlives_its_terminal():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    assert heeded_signals() == "SIGTERM,SIGINT,SIGQUIT"
+    heed_signals(api.SignalException)
+    assert hear(signal.SIGHUP, signal.SIGTERM) == [signal.SIGTERM]
 
 
 def test_what_torch_says_of_the_processes_is_heard_and_not_shown(caplog):

@@ -7,8 +7,9 @@ import signal
 import socket
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 
 from xtuner.errors import UserError
 
@@ -21,6 +22,8 @@ OF_MPI = (
 )
 PORT = 29500
 """Where the processes of Slurm and MPI meet, when neither PORT nor MASTER_PORT says it."""
+HEEDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+"""Signals that end a run."""
 GO_ON = "To go on from the last checkpoint, type the same with --resume."
 
 
@@ -147,6 +150,7 @@ def launch(layout: Layout, words: Sequence[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     agent = Agent()
+    heed_signals(SignalException)
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // layout.processes, 1)))
     alone = layout.machines == 1
     if layout.port and layout.machine == 0:
@@ -164,7 +168,7 @@ def launch(layout: Layout, words: Sequence[str]) -> int:
         rdzv_configs={} if alone else {"rank": layout.machine},
         local_addr="localhost" if alone else None,
         max_restarts=0,
-        signals_to_handle=heeded_signals(),
+        signals_to_handle="",  # ours are heeded
     )
     try:
         elastic_launch(config, sys.executable)("-m", "xtuner", *words)
@@ -219,11 +223,22 @@ class Agent(logging.Filter):
         return False
 
 
-def heeded_signals() -> str:
-    """Return which signals the processes are told of: all that end a run, but the end of the terminal under `nohup`."""
-    names = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"]
-    ignored = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    return ",".join(name for name in names if name != "SIGHUP" or not ignored)
+def heed_signals(stop: Callable[[str, signal.Signals], BaseException]) -> None:
+    """Let a signal raise `stop`, upon which torch's agent tells the processes and waits for them; but only the first.
+
+    At a further one the agent would stop waiting and leave its processes alone, which then end for that. Only a person
+    who presses Ctrl-C again and again wants this. Under `nohup` the end of the terminal stays ignored.
+    """
+    told: list[int] = []
+
+    def raise_once(number: int, frame: FrameType | None) -> None:
+        if not told or number == signal.SIGINT:
+            told.append(number)
+            raise stop(f"Process {os.getpid()} got signal {number}", signal.Signals(number))
+
+    for each in signal.Signals:
+        if each.name in HEEDED and not (each.name == "SIGHUP" and signal.getsignal(each) is signal.SIG_IGN):
+            signal.signal(each, raise_once)
 
 
 def _need_free(port: int, *, alone: bool) -> None:

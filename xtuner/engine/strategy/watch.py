@@ -22,7 +22,7 @@ DEAD = 20.0
 """Seconds without a sign after which a rank counts as dead."""
 GRACE = 5.0
 """Seconds in which the main thread may notice a failure itself, and end in good order."""
-GONE, GONE_FIX = "The launcher of this run is gone.", "It was killed; to go on from the last checkpoint, add --resume."
+GONE, GONE_FIX = "The launcher of this run is gone.", "To go on from the last checkpoint, add --resume."
 
 
 @dataclass
