@@ -3,8 +3,8 @@
 import math
 import os
 import signal
-import time
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,18 +80,21 @@ def test_nothing_is_read_from_a_card_before_the_window_is_full():
         metrics.add(make_micro(2, 1.0, 1))
 
 
-def test_what_the_card_still_does_when_it_is_read_is_time_of_training():
+def test_what_the_card_still_does_when_it_is_read_is_time_of_training(monkeypatch):
     """The host only queues work; without the wait the shown speed would be that of queueing."""
 
+    now = [0.0]
+    monkeypatch.setattr("xtuner.engine.metrics.time", SimpleNamespace(perf_counter=lambda: now[0]))
+
     def wait(numbers):
-        time.sleep(0.05)
+        now[0] += 0.05
         return list(numbers)
 
     metrics = Metrics(torch.device("cuda"), window=2, keep=1, add_ranks=wait)
     for iteration in range(4):
         metrics.add(make_micro(iteration, 1.0, 1))
         metrics.restart_clock()  # as the loop does when the callbacks are done
-    assert [entry.seconds > 0.05 for entry in metrics.entries] == [True, False, True][-len(metrics.entries) :]
+    assert [entry.seconds for entry in metrics.entries] == [0.05, 0, 0.05][-len(metrics.entries) :]
 
 
 def test_log_line_is_that_of_01x():
