@@ -61,7 +61,7 @@ def test_ctrl_c_stops_the_answer_and_then_the_program(model: Path, tmp_path: Pat
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    text, deadline = "", time.monotonic() + 60
+    text, deadline = "", time.monotonic() + 240
 
     def read_until(pattern: str) -> None:
         nonlocal text

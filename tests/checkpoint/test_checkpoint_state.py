@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
-from xtuner.checkpoint.atomic import remove_leftovers, whole_file
+from xtuner.checkpoint.atomic import put_in_place, remove_leftovers, whole_file
 from xtuner.checkpoint.run_record import RunRecord, describe_base, is_run_folder, read_run, write_run
 from xtuner.checkpoint.state import find_last, load_state, save_state, write_pointer
 from xtuner.errors import UserError
@@ -139,6 +140,63 @@ def test_killed_writer_leaves_the_previous_file(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def files_in(folder):
+    return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("new", ["folder", "file"])
+def test_one_of_two_folders_is_whole_whenever_the_exchange_ends(tmp_path, new, monkeypatch):
+    """As for a process that is killed before its first, second, ... change: the next start finds one of the two."""
+    replaced = (os, "replace"), (shutil, "rmtree")
+    found = []
+    for last in range(4):
+        folder = tmp_path / str(last)
+        path, aside = folder / "iter_3.pth", folder / ".iter_3.pth.part"
+        path.mkdir(parents=True)
+        (path / "a").write_text("old")
+        (path / "b").write_text("old")
+        if new == "folder":
+            aside.mkdir()
+            (aside / "a").write_text("new")
+        else:
+            aside.write_text("new")
+        done = []
+
+        def count(plain, done=done, last=last):
+            def call(*words):
+                if len(done) == last:
+                    raise KeyboardInterrupt
+                done.append(words)
+                return plain(*words)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for module, name in replaced:
+                patch.setattr(module, name, count(getattr(module, name)))
+            with suppress(KeyboardInterrupt):
+                put_in_place(aside, path)
+        remove_leftovers(folder)
+        found.append(files_in(folder))
+    old = {"iter_3.pth/a": "old", "iter_3.pth/b": "old"}
+    whole = {"iter_3.pth/a": "new"} if new == "folder" else {"iter_3.pth": "new"}
+    assert found == [old, old, whole, whole]
+
+
+def test_a_file_takes_the_place_of_a_folder_that_another_strategy_left(tmp_path):
+    path = tmp_path / "iter_3.pth"
+    path.mkdir()
+    (path / "part").write_text("of ZeRO")
+    save_state(path, STATE)
+    assert load_state(path)["meta"]["iter"] == 3
+    assert os.listdir(tmp_path) == ["iter_3.pth"]
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    with pytest.raises(UserError, match="cannot be written"), whole_file(folder):
+        pass
+    assert folder.is_dir()
 
 
 def test_missing_folder_is_a_sentence(tmp_path):

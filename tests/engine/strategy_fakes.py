@@ -90,7 +90,7 @@ def type_train(config: Path, *words: str, size: int = 2, **variables: str) -> su
     )
 
 
-def wait(processes: list[subprocess.Popen], timeout: float = 120) -> list[tuple[int, str]]:
+def wait(processes: list[subprocess.Popen], timeout: float = 600) -> list[tuple[int, str]]:
     """Return exit code and output of each; all are read at once, since one that is not read waits for its reader."""
     try:
         with ThreadPoolExecutor(len(processes)) as readers:
@@ -101,11 +101,11 @@ def wait(processes: list[subprocess.Popen], timeout: float = 120) -> list[tuple[
     return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
 
 
-def run_cases(folder: Path, cases: dict[str, dict], size: int = 2, timeout: float = 120) -> None:
+def run_cases(folder: Path, cases: dict[str, dict], size: int = 2) -> None:
     """Run specs in one group of processes."""
     file = folder / "cases.json"
     file.write_text(json.dumps(cases))
-    for code, said in wait(start([str(HERE / "strategy_worker.py"), str(file)], size), timeout):
+    for code, said in wait(start([str(HERE / "strategy_worker.py"), str(file)], size)):
         assert code == 0, said
 
 

@@ -18,9 +18,9 @@ class Fault(Callback):
         if run.iteration != 3:
             return
         if self.what == "hang":
-            watch = run.strategy.world.watch
-            assert watch.limit == 120  # what the start may take on a busy machine
-            watch.limit = 6.0
+            neighbour = run.strategy.world.watch.neighbour
+            assert neighbour.limit == 120  # what the start may take on a busy machine
+            neighbour.limit = 6.0
         if run.strategy.world.rank != 1:
             return
         if self.what == "raise":

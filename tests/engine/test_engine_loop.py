@@ -185,7 +185,7 @@ class SignalAt(Callback):
             os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, code):
     whole = finish(make_run(tmp_path / "whole", **PARTS))
     run = make_run(tmp_path / "my runs", **PARTS)
@@ -294,6 +294,26 @@ def test_validation_is_weighted_and_disturbs_nothing(tmp_path):
     assert found[-1][1] == pytest.approx(total / weight, rel=1e-6)
     at_checkpoints = finish(make_run(tmp_path / "c", validation=3, checkpoint={"every": 5}))
     assert [step for step, _ in read_scalars(at_checkpoints, "step", "val_loss")] == [5, 6]
+
+
+def test_a_wish_to_stop_does_not_wait_for_the_end_of_a_validation(tmp_path):
+    """It may take longer than a scheduler waits."""
+    run = make_run(tmp_path, validation=6, checkpoint={"every": 4}, loop={"epochs": 2})
+    seen = []
+
+    class Slow(Next):
+        def __call__(self, model, batch):
+            if not model.training:
+                seen.append(1)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__call__(model, batch)
+
+    run.objective = Slow()
+    with listen() as run.wish, pytest.raises(UserError, match="Stopped by SIGTERM at iteration 4 of 12; it is saved"):
+        run_loop(run)
+    assert len(seen) == 1
+    assert "val_loss" not in run.work.log.read_text()
+    assert not (run.work.visual / "scalars.json").exists()
 
 
 def test_log_says_what_is_learned_and_how_it_goes(tmp_path):

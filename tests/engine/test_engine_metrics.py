@@ -3,8 +3,8 @@
 import math
 import os
 import signal
-import time
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,18 +80,21 @@ def test_nothing_is_read_from_a_card_before_the_window_is_full():
         metrics.add(make_micro(2, 1.0, 1))
 
 
-def test_what_the_card_still_does_when_it_is_read_is_time_of_training():
+def test_what_the_card_still_does_when_it_is_read_is_time_of_training(monkeypatch):
     """The host only queues work; without the wait the shown speed would be that of queueing."""
 
+    now = [0.0]
+    monkeypatch.setattr("xtuner.engine.metrics.time", SimpleNamespace(perf_counter=lambda: now[0]))
+
     def wait(numbers):
-        time.sleep(0.05)
+        now[0] += 0.05
         return list(numbers)
 
     metrics = Metrics(torch.device("cuda"), window=2, keep=1, add_ranks=wait)
     for iteration in range(4):
         metrics.add(make_micro(iteration, 1.0, 1))
         metrics.restart_clock()  # as the loop does when the callbacks are done
-    assert [entry.seconds > 0.05 for entry in metrics.entries] == [True, False, True][-len(metrics.entries) :]
+    assert [entry.seconds for entry in metrics.entries] == [0.05, 0, 0.05][-len(metrics.entries) :]
 
 
 def test_log_line_is_that_of_01x():
@@ -122,6 +125,31 @@ def test_first_signal_is_a_wish_and_a_second_ctrl_c_acts(number, name, code):
     finally:
         for each, handler in previous.items():
             signal.signal(each, handler)
+
+
+def test_who_has_obeyed_is_not_ended_before_it_has_said_so():
+    """A scheduler sends SIGTERM to a rank and to its launcher, which passes it on: the second comes at any moment."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with listen():
+        pass
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with listen() as wish:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert wish.name == "SIGTERM"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # Ctrl-C still acts
+
+
+def test_the_end_of_the_terminal_is_a_wish_but_not_under_nohup():
+    with listen() as wish:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert (wish.name, wish.exit_code) == ("SIGHUP (its terminal is gone)", 129)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with listen() as wish:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert wish.signal is None
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_what_was_decided_while_listening_stays_decided():

@@ -7,13 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from xtuner.checkpoint.adapter import write_adapter
 from xtuner.checkpoint.run_record import read_run
 from xtuner.checkpoint.state import find_last, load_state
 from xtuner.config.spec import RunSpec
@@ -178,48 +178,44 @@ def test_full_weights_resume_too(folder):
     assert scalars(full, 0) == scalars(full, 1)
 
 
-def start(spec: RunSpec) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(HERE / "train_in_process.py"), spec.model_dump_json()],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+def test_killed_while_saving(whole, folder):
+    """kill -9 with a file on the disk that is not in its place yet; `resume=auto` goes on from the last whole one."""
+    spec = make_spec(folder, "killed", checkpoint={"every": 1, "keep": 2}, resume="auto", probe=None)
+    work_dir = Path(spec.work_dir)
+    process = subprocess.run(
+        [sys.executable, str(HERE / "train_in_process.py"), spec.model_dump_json(), ".iter_7.pth.part"],
+        capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
-
-
-def wait_for(found, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not found():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.0002)
-
-
-def test_killed_while_saving(whole, folder):
-    """kill -9 with a half-written file on the disk; `resume=auto` goes on from the last whole one."""
-    spec = make_spec(folder, "killed", checkpoint={"every": 1, "keep": 2}, resume="auto", probe=None)
-    work_dir = Path(spec.work_dir)
-
-    def saving() -> bool:
-        late = (work_dir / "iter_14.pth").exists()  # on a busy machine the moment may never be seen
-        return (work_dir / "iter_6.pth").exists() and (late or any(work_dir.glob(".iter_*.part")))
-
-    with start(spec) as process:
-        wait_for(saving, process)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert (work_dir / ".iter_7.pth.part").exists()
     reached = load_state(find_last(work_dir))["meta"]["border"]
-    assert reached >= 6
+    assert reached == 6
     assert read_run(work_dir).status == "running"
     train(spec)
     same(work_dir, whole, reached)
     assert not list(work_dir.glob(".*"))
 
 
+def test_a_signal_while_the_adapter_is_written_finishes_the_run(folder, monkeypatch):
+    """The weights are learned and saved, and the rest is a moment."""
+    plain = write_adapter
+
+    def write(*words, **more):
+        os.kill(os.getpid(), signal.SIGTERM)
+        plain(*words, **more)
+
+    monkeypatch.setattr("xtuner.engine.train.write_adapter", write)
+    signal.signal(signal.SIGTERM, lambda *_: pytest.fail("it was not waited for"))
+    work_dir = train(make_spec(folder, "late", loop={"max_iters": 2}, probe=None))
+    assert read_run(work_dir).status == "finished"
+    assert (work_dir / "adapter" / "adapter_model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("number", [1, 8])
 def test_ctrl_c_then_resume(whole, folder, number):
-    press = {"name": f"{HERE / 'train_in_process.py'}:CtrlC", "iteration": number}
+    press = {"name": f"{HERE / 'train_in_process.py'}:Press", "iteration": number}
     spec = make_spec(folder, f"interrupted_{number}", callbacks=[press])
     work_dir = Path(spec.work_dir)
     with pytest.raises(UserError, match=f"Stopped by Ctrl-C at iteration {number} of 20") as caught:

@@ -55,6 +55,24 @@ def test_two_runs_in_one_second_have_two_folders(tmp_path):
     assert (second.visual / "config.yaml").is_file()
 
 
+def test_a_folder_that_goes_is_not_seen_in_parts(tmp_path, monkeypatch):
+    """Killed while the parts of an old checkpoint are deleted: what is left has no name of a checkpoint."""
+    work = WorkDir(tmp_path, "a.yaml", "")
+    for name in ("iter_5.pth", "iter_6.pth"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").write_text("x")
+    work.remove("iter_6.pth")
+    seen = []
+    monkeypatch.setattr("shutil.rmtree", lambda path: seen.append(path.name))
+    work.remove("iter_5.pth")
+    monkeypatch.undo()
+    assert seen == [".iter_5.pth.part"]
+    work.close()
+    assert not list(tmp_path.glob("*.pth"))
+    WorkDir(tmp_path, "a.yaml", "").close()
+    assert not list(tmp_path.glob(".iter*"))
+
+
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     (tmp_path / ".iter_5.pth.part").write_text("half")
     WorkDir(tmp_path, "a.yaml", "").close()

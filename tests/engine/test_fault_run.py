@@ -33,6 +33,7 @@ from xtuner.engine.workdir import WorkDir
 from xtuner.errors import UserError
 from xtuner.model.load import load_tokenizer
 
+HERE = Path(__file__).parent
 ROWS = [{"conversation": [{"input": f"What is {i}?", "output": f"{i} is a number."}]} for i in range(20)]
 OTHER = [{"conversation": [{"input": "Who?", "output": "Nobody."}]}] * 3
 
@@ -175,27 +176,16 @@ def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_sigterm_is_obeyed_after_the_iteration_and_saved(folder: Path) -> None:
     """A scheduler gives 30 seconds or so; only the iteration that is running and a checkpoint are waited for."""
-    spec = make_spec(folder, "terminated", loop={"max_iters": 100_000}, checkpoint={"every": None})
-    work_dir = folder / "terminated"
-    sent: list[float] = []
-
-    def send() -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not list(work_dir.glob("*/vis_data/scalars.json")):
-            time.sleep(0.01)
-        sent.append(time.monotonic())
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    sender = threading.Thread(target=send)
-    sender.start()
-    with pytest.raises(UserError, match="Stopped by SIGTERM at iteration") as caught:
+    press = {
+        "name": f"{HERE / 'train_in_process.py'}:Press",
+        "options": {"iteration": 7, "number": int(signal.SIGTERM)},
+    }
+    spec = make_spec(folder, "terminated", loop={"max_iters": 100_000}, checkpoint={"every": None}, callbacks=[press])
+    with pytest.raises(UserError, match="Stopped by SIGTERM at iteration 7 of 100000") as caught:
         train(spec)
-    took = time.monotonic() - sent[0]
-    sender.join()
     assert caught.value.exit_code == 143
-    assert took < 15
-    last = find_last(work_dir)
-    assert load_state(last)["meta"]["iter"] > 0
+    last = find_last(folder / "terminated")
+    assert load_state(last)["meta"]["iter"] == 7
     assert f"--resume {last}" in caught.value.fix
 
 
@@ -215,13 +205,13 @@ def test_a_second_training_in_one_work_dir_is_refused(folder: Path) -> None:
 
 
 def test_a_killed_worker_of_the_data_does_not_hang(tmp_path: Path) -> None:
-    """Killed from outside while it works: the rows that were under way are named."""
+    """Killed from outside while it works: the rows that were under way are named. The row it is at takes forever."""
     note = tmp_path / "pid"
 
     def slow(row: Any) -> Any:
         if row["n"] == 1700:
             note.write_text(str(os.getpid()))
-            time.sleep(30)
+            time.sleep(600)
         return ROWS[row["n"] % 20]
 
     (tmp_path / "a.json").write_text(json.dumps([{"n": n} for n in range(3000)]))
@@ -236,11 +226,9 @@ def test_a_killed_worker_of_the_data_does_not_hang(tmp_path: Path) -> None:
 
     killer = threading.Thread(target=kill)
     killer.start()
-    began = time.monotonic()
     with pytest.raises(UserError, match=r"\(rows [\d,]+ to 3,000 of .*a\.json\) was ended from outside") as caught:
         list(encode_source(job, source, workers=2))
     killer.join()
-    assert time.monotonic() - began < 28  # the row would take 30
     assert "Close other programs" in caught.value.fix
 
 

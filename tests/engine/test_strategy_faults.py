@@ -75,7 +75,7 @@ def faults(folder):
         for process in running.values():
             process.kill()
         raise
-    return dict(zip(running, wait(list(running.values()), timeout=240), strict=True))
+    return dict(zip(running, wait(list(running.values()), timeout=480), strict=True))
 
 
 def log_of(folder: Path, name: str) -> str:
@@ -96,7 +96,7 @@ def test_a_rank_that_is_killed_ends_the_others(folder, faults):
     code, said = faults["killed"]
     assert code == 128 + signal.SIGKILL
     assert "Rank 1 was killed (SIGKILL)" in said
-    assert re.search(r"Rank 1 is gone \([^()]*Connection (closed|reset) by peer", said)
+    assert re.search(r"Rank 1 is gone \([^()]*(Connection (closed|reset) by peer|Broken pipe)", said)
     assert ".cc:" not in said  # gloo names a line of its own source
     assert said.count("The last checkpoint, iter_2.pth, is intact. To go on from it, type:") == 1
     assert "Rank 1 is gone" in log_of(folder, "killed")
@@ -107,8 +107,8 @@ def test_a_run_whose_rank_was_killed_goes_on_as_if_it_had_not(folder, faults):
     """Two processes: the weights are those of the run that was left alone, bit for bit."""
     assert faults["whole"][0] == 0, faults["whole"][1]
     process = launch(folder, "killed", "", "--resume", iters=8)
-    said = process.communicate(timeout=100)[0]
-    assert process.returncode == 0, said
+    [(code, said)] = wait([process], timeout=300)
+    assert code == 0, said
     assert "Resumed from" in said
     found, wanted = (load_weights(folder / name / "iter_8.pth") for name in ("killed", "whole"))
     assert found.keys() == wanted.keys()

@@ -4,7 +4,6 @@ import collections
 import fractions
 import json
 import os
-import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,6 @@ import pytest
 import torch
 from engine_fakes import make_batch
 
-from xtuner.cli.launch import Layout, first_host, is_first_here, launch, read_layout, take_place
 from xtuner.cli.spread import choose_strategy, read_deepspeed
 from xtuner.config.spec import RunSpec
 from xtuner.dataset.batch import IGNORE
@@ -71,60 +69,6 @@ def test_spare_packs_are_known():
     orders = [Order(5, 1, False, 0, rank, 4) for rank in range(4)]
     assert [order.is_spare(1) for order in orders] == [False, True, True, True]
     assert not any(order.is_spare(0) for order in orders)
-
-
-def test_layout():
-    layout = read_layout({"NPROC_PER_NODE": "4"})
-    assert (layout.processes, layout.machines, layout.port, layout.several) == (4, 1, None, True)
-    assert not read_layout({}).several
-    assert not read_layout({"NPROC_PER_NODE": " "}).several
-    found = read_layout({"NNODES": "2", "NODE_RANK": "1", "ADDR": "10.0.0.1", "PORT": "2345"})
-    assert (found.machines, found.machine, found.address, found.port) == (2, 1, "10.0.0.1", 2345)
-
-
-@pytest.mark.parametrize(
-    ("variables", "word"),
-    [
-        ({"NPROC_PER_NODE": "two"}, "NPROC_PER_NODE is two"),
-        ({"NPROC_PER_NODE": "0"}, "NPROC_PER_NODE is 0"),
-        ({"NNODES": "2"}, "PORT is not set"),
-        ({"NNODES": "2", "NODE_RANK": "2", "PORT": "1"}, "NODE_RANK is 2"),
-    ],
-)
-def test_wrong_layouts(variables, word):
-    with pytest.raises(UserError, match=word) as error:
-        read_layout(variables)
-    assert error.value.exit_code == 2
-
-
-def test_slurm(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "ADDR", "PORT", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match="srun has not started this"):
-        take_place("slurm")
-    given = {"PROCID": "5", "NTASKS": "8", "LOCALID": "1", "NODEID": "1", "STEP_TASKS_PER_NODE": "4(x2)"}
-    for name, value in {**given, "STEP_NODELIST": "gpu[03-05],cpu1"}.items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "")
-    monkeypatch.setenv("GROUP_RANK", "")
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "x")
-        monkeypatch.delenv(name)
-    take_place("slurm")
-    import os
-
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-    assert [os.environ[name] for name in names] == ["5", "8", "1", "4", "1", "gpu03", "29500"]
-    assert not is_first_here()
-    for name in names:
-        os.environ.pop(name)
-
-
-@pytest.mark.parametrize(
-    ("names", "first"), [("gpu1", "gpu1"), ("gpu1,gpu2", "gpu1"), ("n[01-03,7]", "n01"), ("a[2,5]-ib,b", "a2-ib")]
-)
-def test_first_host(names, first):
-    assert first_host(names) == first
 
 
 def test_auto_is_filled_in_one_place():
@@ -320,20 +264,20 @@ class Meeting(World):
 
     def agree(self, number: int) -> int:
         self.table[self.rank] = number
-        self.barrier.wait(10)
+        self.barrier.wait()
         found = max(self.table)
-        self.barrier.wait(10)
+        self.barrier.wait()
         return found
 
     def first(self, action: Callable[[], None]) -> None:
         if self.rank == 0:
             action()
-        self.barrier.wait(10)
+        self.barrier.wait()
 
 
 def said_to_two(check: Callable[[Meeting], None]) -> list[str]:
     """The errors of two ranks that call `check` with their worlds; "" where there is none."""
-    table, barrier = [0, 0], threading.Barrier(2, timeout=10)
+    table, barrier = [0, 0], threading.Barrier(2, timeout=60)
 
     def call(rank: int) -> str:
         try:
@@ -385,13 +329,3 @@ def test_experts_that_are_balanced_within_sequences_are_not_spread():
     config._attn_implementation = PACKED
     with pytest.raises(UserError, match="keeps its experts evenly busy"):
         ulysses.attach(DeepseekForCausalLM(config))
-
-
-@pytest.mark.parametrize("machines", [1, 2])
-def test_a_port_in_use(machines):
-    with socket.socket() as other:
-        other.bind(("", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        with pytest.raises(UserError, match=f"Port {port} is in use"):
-            launch(Layout(2, machines, 0, "127.0.0.1", port), [])

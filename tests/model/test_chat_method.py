@@ -163,7 +163,7 @@ def test_generation_stops_when_nobody_listens(internlm):
     stream = model.stream_chat(tokenizer, "hi", max_new_tokens=100_000, min_new_tokens=100_000, do_sample=False)
     next(stream)
     stream.close()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.02)
     assert threading.active_count() == before

@@ -36,7 +36,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """
     _check_plain(state, "state")
     try:
-        with whole_file(path) as file:
+        with whole_file(path, over_folder=True) as file:  # an earlier run of another strategy may have left one there
             torch.save(dict(state), file)
     except UserError as error:
         raise UserError(f"{error.what} Earlier checkpoints are intact.", error.fix) from error

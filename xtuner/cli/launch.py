@@ -1,13 +1,15 @@
 """Starts the processes of a training: torchrun's agent with the variables of 0.1.x, or those that Slurm and MPI set."""
 
+import logging
 import os
 import re
 import signal
 import socket
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 
 from xtuner.errors import UserError
 
@@ -20,6 +22,9 @@ OF_MPI = (
 )
 PORT = 29500
 """Where the processes of Slurm and MPI meet, when neither PORT nor MASTER_PORT says it."""
+HEEDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+"""Signals that end a run."""
+GO_ON = "To go on from the last checkpoint, type the same with --resume."
 
 
 @dataclass(frozen=True)
@@ -139,13 +144,13 @@ def launch(layout: Layout, words: Sequence[str]) -> int:
 
     A signal is passed on, and the processes get 30 seconds (TORCH_ELASTIC_SHUTDOWN_TIMEOUT) to save.
     """
-    import logging
-
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError, RendezvousTimeoutError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    agent = Agent()
+    heed_signals(SignalException)
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // layout.processes, 1)))
     alone = layout.machines == 1
     if layout.port and layout.machine == 0:
@@ -163,11 +168,20 @@ def launch(layout: Layout, words: Sequence[str]) -> int:
         rdzv_configs={} if alone else {"rank": layout.machine},
         local_addr="localhost" if alone else None,
         max_restarts=0,
+        signals_to_handle="",  # ours are heeded
     )
-    logging.disable(logging.CRITICAL)  # our processes say themselves what failed
     try:
         elastic_launch(config, sys.executable)("-m", "xtuner", *words)
     except SignalException as stop:
+        if agent.lost_patience:
+            seconds = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
+            print(
+                f"The processes were not done {seconds} seconds after {stop.sigval.name} and were killed; what they "
+                "learned since the last checkpoint is lost.",
+                f"{GO_ON} To allow more time: export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=SECONDS",
+                sep="\n",
+                file=sys.stderr,
+            )
         return 128 + stop.sigval.value
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
@@ -177,15 +191,54 @@ def launch(layout: Layout, words: Sequence[str]) -> int:
         print(f"Rank {rank} was killed ({name}), and the run ended.", file=sys.stderr)
         if name == "SIGKILL":
             print("The system does that when the host's memory runs out.", file=sys.stderr)
+        print(GO_ON, file=sys.stderr)
         return 128 - failure.exitcode
     except (RendezvousConnectionError, RendezvousTimeoutError) as error:
         raise UserError(
             f"The {layout.machines} machines did not find one another at {layout.address}:{layout.port}.",
             "ADDR must be the address of the machine with NODE_RANK=0, and PORT free there.",
         ) from error
-    finally:
-        logging.disable(logging.NOTSET)
     return 0
+
+
+class Agent(logging.Filter):
+    """Keeps torch's agent from speaking, since our processes say themselves what failed, and hears what it says.
+
+    Some of its loggers set their own levels, so silencing their parent is not enough.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost_patience = False
+        """Whether it has killed processes that did not end."""
+        logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+        for name in list(logging.root.manager.loggerDict):
+            if name.startswith("torch.distributed.elastic."):
+                logging.getLogger(name).setLevel(logging.WARNING)
+                logging.getLogger(name).addFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Listen, and pass nothing on."""
+        self.lost_patience |= "forcefully exiting" in record.getMessage()
+        return False
+
+
+def heed_signals(stop: Callable[[str, signal.Signals], BaseException]) -> None:
+    """Let a signal raise `stop`, upon which torch's agent tells the processes and waits for them; but only the first.
+
+    At a further one the agent would stop waiting and leave its processes alone, which then end for that. Only a person
+    who presses Ctrl-C again and again wants this. Under `nohup` the end of the terminal stays ignored.
+    """
+    told: list[int] = []
+
+    def raise_once(number: int, frame: FrameType | None) -> None:
+        if not told or number == signal.SIGINT:
+            told.append(number)
+            raise stop(f"Process {os.getpid()} got signal {number}", signal.Signals(number))
+
+    for each in signal.Signals:
+        if each.name in HEEDED and not (each.name == "SIGHUP" and signal.getsignal(each) is signal.SIG_IGN):
+            signal.signal(each, raise_once)
 
 
 def _need_free(port: int, *, alone: bool) -> None:

@@ -67,7 +67,7 @@ def train_in(world: World, spec: RunSpec, name: str, dump: tuple[str, str]) -> P
             work.write_record(record)
             with listen() as run.wish:
                 run_loop(run)
-            finish(run)
+                finish(run)  # who wishes to stop here has it anyway in a moment: whole, and said to be finished
         except (RuntimeError, MemoryError) as error:
             if world.is_broken(error):
                 raise world.explain(error) from error

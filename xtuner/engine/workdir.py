@@ -21,13 +21,12 @@
 import json
 import logging
 import random
-import shutil
 import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from xtuner.checkpoint.atomic import ASIDE, remove_leftovers, whole_file
+from xtuner.checkpoint.atomic import ASIDE, discard, remove_leftovers, whole_file
 from xtuner.checkpoint.folder import require_space, writing
 from xtuner.checkpoint.run_record import RunRecord, write_run
 from xtuner.checkpoint.state import write_pointer
@@ -122,12 +121,12 @@ class WorkDir:
         write_pointer(self.folder, checkpoint)
 
     def remove(self, name: str) -> None:
-        """Delete a checkpoint, if it is there."""
+        """Delete a checkpoint, if it is there; a folder out of sight, so that none is seen of which parts are gone."""
         path = self.folder / name
         if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+            discard(aside := path.with_name(f".{name}{ASIDE}"))
+            path = path.rename(aside)
+        discard(path)
 
     def require_space(self, num_bytes: int) -> None:
         """Refuse to start a run whose checkpoint will not fit.

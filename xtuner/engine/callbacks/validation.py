@@ -29,7 +29,7 @@ class Validation(Callback):
             self.validate(run)
 
     def validate(self, run: Run) -> None:
-        """Measure, log and write `val_loss`, once per iteration."""
+        """Measure, log and write `val_loss`, once per iteration; a wish to stop cuts it short: it may take long."""
         packs = run.data.validation
         if packs is None or self.done == run.iteration:
             return
@@ -39,6 +39,8 @@ class Validation(Callback):
         total = weight = 0.0
         with paused(run.model):
             for number in range(order.iters_per_epoch):
+                if run.stopping():
+                    return
                 batch = run.part(packs, order, number)
                 loss = strategy.loss(run.objective, run.model, to_device(batch, strategy.device))
                 total += float(loss.total)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from xtuner.checkpoint.atomic import ASIDE, sync_folder
+from xtuner.checkpoint.atomic import ASIDE, put_in_place
 from xtuner.checkpoint.folder import writing
 from xtuner.checkpoint.state import save_state
 from xtuner.checkpoint.zero import MODEL_FILE, PART_FILE
@@ -231,11 +231,7 @@ class DeepSpeed(Parallel):
 
         def publish() -> None:
             with writing(path):
-                if path.is_dir():
-                    shutil.rmtree(path)
-                path.unlink(missing_ok=True)
-                os.replace(aside, path)
-                sync_folder(path.parent)
+                put_in_place(aside, path)
 
         self.world.first(publish)
 

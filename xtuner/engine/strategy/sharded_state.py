@@ -5,7 +5,6 @@ Written by torch, read by our own reader, since torch's runs what the folder's p
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from xtuner.checkpoint.atomic import ASIDE, sync_folder
+from xtuner.checkpoint.atomic import ASIDE, put_in_place
 from xtuner.checkpoint.dcp import load_rows
 from xtuner.checkpoint.folder import writing
 from xtuner.engine.strategy.world import World
@@ -44,16 +43,8 @@ def save_sharded(
             aside.mkdir()
 
     def publish() -> None:
-        old = path.with_name(f".{path.name}.old{ASIDE}")
         with writing(path):
-            if path.exists():
-                os.replace(path, old)
-            os.replace(aside, path)
-            sync_folder(path.parent)
-            if old.is_dir():
-                shutil.rmtree(old)
-            else:
-                old.unlink(missing_ok=True)
+            put_in_place(aside, path)
 
     world.first(begin)
     content: dict[str, Any] = {key: json.dumps(value) for key, value in state.items()}

@@ -16,15 +16,19 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from xtuner.engine.interrupt import at_once
-from xtuner.engine.strategy.watch import CAUSE, Cause, Watch, silent_ranks
+from xtuner.engine.strategy.watch import CAUSE, GONE, GONE_FIX, Cause, Watch, silent_ranks
 from xtuner.errors import UserError
 
 T = TypeVar("T")
 
-MINUTES = float(os.environ.get("XTUNER_TIMEOUT") or 30)
-"""How long a rank may keep the others waiting."""
-DATA_MINUTES = float(os.environ.get("XTUNER_DATASET_TIMEOUT") or 60)
+MINUTES = "XTUNER_TIMEOUT", 30.0
+"""How long a rank may keep the others waiting: the variable that says it, and what holds without it."""
+DATA_MINUTES = "XTUNER_DATASET_TIMEOUT", 60.0
 """How long preparing the data may take (the variable and the hour are those of 0.1.x)."""
+JOINING = 5.0
+"""Minutes that starting may take in any case, however short the others are: nobody hangs who still loads programs."""
+YEAR = 525_600.0
+"""Minutes: more than this is no time limit."""
 MOMENT = 5.0
 """Seconds in which the cause of a broken connection becomes known."""
 BROKEN = ("gloo", "nccl", "connection", "socket", "timed out", "broken pipe")
@@ -121,8 +125,9 @@ class Processes(World):
         """Join the others.
 
         Raises:
-            UserError: there are more processes than cards, or the others do not come.
+            UserError: there are more processes than cards, a time limit is none, or the others do not come.
         """
+        limit, self.data_minutes = timedelta(minutes=read_minutes(*MINUTES)), read_minutes(*DATA_MINUTES)
         self.rank, self.size = place.rank, place.size
         self.local_rank, self.local_size, self.machine = place.local_rank, place.local_size, place.machine
         if torch.cuda.is_available():
@@ -133,12 +138,12 @@ class Processes(World):
                     f"Type: NPROC_PER_NODE={torch.cuda.device_count()} xtuner train ...",
                 )
             torch.cuda.set_device(self.local_rank)
-        limit = timedelta(minutes=MINUTES)
+        joining = max(limit, timedelta(minutes=JOINING))
         try:
             with at_once():
-                base, _, _ = next(dist.rendezvous("env://", timeout=limit))
+                base, _, _ = next(dist.rendezvous("env://", timeout=joining))
                 # the watch speaks first when a rank does not come; gloo's and NCCL's own limits are the last resort
-                later = limit + timedelta(minutes=1)
+                later = joining + timedelta(minutes=1)
                 dist.init_process_group(_backend(), store=base, rank=self.rank, world_size=self.size, timeout=later)
                 group = dist.new_group(backend="gloo", timeout=later)
             assert isinstance(group, dist.ProcessGroup)
@@ -192,13 +197,13 @@ class Processes(World):
             result = action()
             self.store.set(key, "done")
             return result
-        end = time.monotonic() + 60 * DATA_MINUTES
+        end = time.monotonic() + 60 * self.data_minutes
         while not self.store.check([key]):
             if self.store.check([CAUSE]):
                 raise self._peer_failed()
             if time.monotonic() > end:
                 raise UserError(
-                    f"Preparing the {name} took longer than {DATA_MINUTES:g} minutes on this machine.",
+                    f"Preparing the {name} took longer than {self.data_minutes:g} minutes on this machine.",
                     "Prepare it first with one process, or allow more: export XTUNER_DATASET_TIMEOUT=MINUTES",
                 )
             time.sleep(0.1)
@@ -212,15 +217,18 @@ class Processes(World):
         )
 
     def explain(self, error: BaseException) -> UserError:
-        """Ask the store for the cause; without one, see who gives no sign of life."""
+        """Ask the store for the cause; without one, see who gives no sign of life. The store ends with the launcher."""
         with suppress(ValueError):  # not the main thread
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends all now, and the reason is yet to be said
         end = time.monotonic() + MOMENT
-        while time.monotonic() < end:
-            if self.store.check([CAUSE]):
-                return self._peer_failed()
-            time.sleep(0.1)
-        silent = silent_ranks(self.store, self.rank, self.size)
+        try:
+            while time.monotonic() < end:
+                if self.store.check([CAUSE]):
+                    return self._peer_failed()
+                time.sleep(0.1)
+            silent = silent_ranks(self.store, self.rank, self.size)
+        except dist.DistError:
+            return PeerFailed(GONE, GONE_FIX)
         who = f"Rank {', '.join(map(str, silent))}" if silent else "Another rank"
         return PeerFailed(
             f"{who} is gone ({_first_line(error)}).",
@@ -237,7 +245,8 @@ class Processes(World):
             cause = Cause(self.rank, error.what, error.fix, error.exit_code)
         else:
             cause = Cause(self.rank, f"{type(error).__name__}: {_first_line(error)}", "XTUNER_DEBUG=1 shows where.", 1)
-        self.store.compare_set(CAUSE, "", json.dumps(vars(cause)))
+        with suppress(dist.DistError):  # the store is gone, and must not hide what happened
+            self.store.compare_set(CAUSE, "", json.dumps(vars(cause)))
 
     def on_loss(self, last_words: Callable[[str], None]) -> None:
         """The watch calls them."""
@@ -260,6 +269,19 @@ class Processes(World):
             self.publish(error)
         get_error_handler().record_exception(error)  # for the summary that torchrun prints
         self.watch.finish()
+
+
+def read_minutes(name: str, default: float) -> float:
+    """Read a time limit from the environment.
+
+    Raises:
+        UserError: it is no number above 0 (exit code 2).
+    """
+    text = os.environ.get(name, "").strip()
+    with suppress(ValueError):
+        if 0 < (minutes := float(text or default)) <= YEAR:
+            return minutes
+    raise UserError(f"{name} is {text}, not a number of minutes.", f"Type: export {name}={default:g}", exit_code=2)
 
 
 @contextmanager
