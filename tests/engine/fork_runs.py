@@ -1,7 +1,8 @@
 """Trainings in processes of their own without the cost of importing anything again: each is a fork of this program.
 
 The first of them runs in this program itself, which imports what a training needs. One line of JSON on stdin per
-training: `spec`, `log` (its output), and maybe `event`: kill -9 at the moment of that file operation in the work dir.
+training: `spec`, `log` (its output), and maybe `event`: kill -9 at the moment of that file operation in the work dir,
+counting those on files whose names begin with `of`.
 One line on stdout when it has begun (its process number), one when it is over (its status).
 """
 
@@ -33,13 +34,14 @@ class Journal(Callback):
             file.write(f"{json.dumps(line)}\n")
 
 
-def kill_at(event: int, folder: str) -> None:
-    """End this process, as the system would, before the `event`-th file operation in a folder."""
+def kill_at(event: int, folder: str, of: str) -> None:
+    """End this process, as the system would, before the `event`-th file operation in a folder on a name like `of`."""
     left = event
 
     def count(name: str, arguments: tuple) -> None:
         nonlocal left
-        if name in FILE_EVENTS and str(arguments[0]).startswith(folder):
+        path = str(arguments[0]) if name in FILE_EVENTS else ""
+        if path.startswith(folder) and os.path.basename(path).startswith(of):
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -53,7 +55,7 @@ def child(order: dict) -> int:
     os.dup2(file, 2)
     spec = RunSpec.model_validate(order["spec"])
     if "event" in order:
-        kill_at(order["event"], spec.work_dir)
+        kill_at(order["event"], spec.work_dir, order["of"])
     try:
         train(spec, name="forked")
     except BaseException:
